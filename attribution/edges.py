@@ -1,0 +1,233 @@
+"""Direct effects: how much a source moves a target with every other spliced site held constant.
+
+1. *One pass* in which every spliced site's output, and the embedding, is a leaf: the pre-activation
+   of a target then depends only on sites that reach it without crossing another.
+2. *One row of gradients a target*, targets of a site together:
+   `J^T W_enc[:, target]` at every leaf, where J is the Jacobian of the stretch of model between.
+3. *One product a source*: `acts . W_dec[source] . J^T . W_enc[:, target]`; errors and tokens with
+   their vectors in the place of `acts . W_dec`, biases with `b_dec`, summed over positions.
+
+This is the plain engine: one backward row a target, however far its gradient reaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from attribution.gradients import checked
+from attribution.metrics import Score
+from circuits import BiasNode, ErrorNode, LatentNode, Node, Site, SplicedModel, TokenNode
+from circuits.freeze import Freeze
+from circuits.splice import SiteHook
+
+
+@dataclass(frozen=True)
+class LocalPass:
+    """A pass cut at every spliced site.
+
+    Attributes:
+        inputs: What each site reads, `[1, pos, d]`, a function of the leaves below it.
+        leaves: What each site writes, `[1, pos, d]`; under `None` the scaled embedding.
+        score: The metric, `[1]`.
+        reads: Where dictionaries read, `[pos]`.
+    """
+
+    inputs: Mapping[Site, Tensor]
+    leaves: Mapping[Site | None, Tensor]
+    score: Tensor
+    reads: Tensor
+
+
+def local_pass(model: SplicedModel, ids: Tensor, score: Score, freeze: Freeze) -> LocalPass:
+    """Phase 1."""
+    inputs: dict[Site, Tensor] = {}
+    leaves: dict[Site | None, Tensor] = {}
+
+    def cut(site: Site | None) -> SiteHook:
+        def hook(x: Tensor) -> Tensor:
+            if site is not None:
+                inputs[site] = x
+            leaves[site] = x.detach().requires_grad_()
+            return leaves[site]
+
+        return hook
+
+    with torch.enable_grad():
+        hooks = {site: cut(site) for site in model.sites}
+        logits = model.forward(ids, hooks, freeze=freeze, embedding=cut(None))
+        values = checked(score(logits), 1)
+    return LocalPass(inputs, leaves, values, model.reads(ids)[0])
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The nodes at one leaf, and where each stands among all nodes.
+
+    Attributes:
+        latents: Rows of the decoder, `[n]`, with positions `pos` and activations `acts`, `[n]`.
+        latent_at: Their indices among all nodes, `[n]`.
+        vectors: One vector a position, `[pos, d]`: the error, or the embedding.
+        vector_at: Index of that node at each position, `[pos]`.
+        bias: `b_dec` where the dictionary reads, `[pos, d]`, with the index `bias_at`; at the
+            embedding, which has none, zeros and -1.
+    """
+
+    latents: Tensor
+    pos: Tensor
+    acts: Tensor
+    latent_at: Tensor
+    vectors: Tensor
+    vector_at: Tensor
+    bias: Tensor
+    bias_at: int
+
+
+def find_sources(
+    model: SplicedModel, nodes: Sequence[Node], cut: LocalPass
+) -> dict[Site | None, Sources]:
+    """The sources among `nodes`, leaf by leaf.
+
+    An error's vector is what the site writes less its bias and the latents *that are among the
+    nodes*: latents left out of the graph are carried by their error node, so that sums close.
+    """
+    index = {node: i for i, node in enumerate(nodes)}
+    sources: dict[Site | None, Sources] = {}
+    for site, leaf in cut.leaves.items():
+        x = leaf.detach()[0].float()
+        device = x.device
+        n_pos = len(x)
+        if site is None:
+            none = torch.empty(0, dtype=torch.long, device=device)
+            at = torch.tensor([index[TokenNode(p)] for p in range(n_pos)], device=device)
+            sources[site] = Sources(none, none, x[:0, 0], none, x, at, torch.zeros_like(x), -1)
+            continue
+        dictionary = model.dictionaries[site]
+        chosen = [n for n in nodes if isinstance(n, LatentNode) and n.site == site]
+        latents = torch.tensor([n.latent for n in chosen], dtype=torch.long, device=device)
+        pos = torch.tensor([n.pos for n in chosen], dtype=torch.long, device=device)
+        acts = model.split(site, leaf.detach(), cut.reads[None])[0][0, pos, latents].float()
+        bias = dictionary.b_dec.float() * cut.reads[:, None]
+        written = acts[:, None] * dictionary.W_dec[latents].float()
+        error = (x - bias).index_add(0, pos, written, alpha=-1)
+        sources[site] = Sources(
+            latents,
+            pos,
+            acts,
+            torch.tensor([index[n] for n in chosen], dtype=torch.long, device=device),
+            error,
+            torch.tensor([index[ErrorNode(site, p)] for p in range(n_pos)], device=device),
+            bias,
+            index[BiasNode(site)],
+        )
+    return sources
+
+
+def direct_effects(
+    model: SplicedModel,
+    nodes: Sequence[Node],
+    cut: LocalPass,
+    *,
+    batch_size: int = 128,
+) -> Tensor:
+    """The edges between `nodes`, sparse `[target, source]`, float32 on the CPU.
+
+    Entry `[t, s]` is the direct effect of node `s` on the pre-activation of latent `t`, or on the
+    metric if `t` is the logit node. The entry of a latent and its own site's bias node is `b_enc`.
+
+    Args:
+        model: The spliced model.
+        nodes: Every token, bias and error node of the prompt, the chosen latents, one logit node.
+        cut: From `local_pass`.
+        batch_size: Targets of one backward pass.
+    """
+    sources = find_sources(model, nodes, cut)
+    blocks = [(torch.tensor([len(nodes) - 1]), _metric_row(model, sources, cut, len(nodes)))]
+    total = sum(len(sources[site].latents) for site in model.sites)
+    with tqdm(total=total, desc="edges", unit="latent", disable=None, delay=1) as bar:
+        for site in model.sites:
+            targets = sources[site]
+            for first in range(0, len(targets.latents), batch_size):
+                chunk = slice(first, first + batch_size)
+                rows = _latent_rows(model, site, chunk, sources, cut, len(nodes))
+                blocks.append((targets.latent_at[chunk].cpu(), rows))
+                bar.update(rows.shape[0])
+    to = torch.cat([at[rows.indices()[0]] for at, rows in blocks])
+    source = torch.cat([rows.indices()[1] for _, rows in blocks])
+    weight = torch.cat([rows.values() for _, rows in blocks])
+    edges = torch.sparse_coo_tensor(
+        torch.stack([to, source]), weight, (len(nodes), len(nodes)), check_invariants=True
+    )
+    return edges.coalesce()
+
+
+def _metric_row(
+    model: SplicedModel, sources: Mapping[Site | None, Sources], cut: LocalPass, n_nodes: int
+) -> Tensor:
+    """Phases 2 and 3 for the metric: edges `[1, n_nodes]`, sparse."""
+    grads = torch.autograd.grad(
+        cut.score.sum(), list(cut.leaves.values()), allow_unused=True, retain_graph=True
+    )
+    rows = [None if grad is None else grad[None] for grad in grads]
+    return (
+        _products(model, dict(zip(cut.leaves, rows, strict=True)), sources, n_nodes)
+        .to_sparse()
+        .cpu()
+    )
+
+
+def _latent_rows(
+    model: SplicedModel,
+    site: Site,
+    chunk: slice,
+    sources: Mapping[Site | None, Sources],
+    cut: LocalPass,
+    n_nodes: int,
+) -> Tensor:
+    """Phases 2 and 3 for the targets `chunk` of one site: edges `[k, n_nodes]`, sparse."""
+    dictionary, x = model.dictionaries[site], cut.inputs[site]
+    latent, pos = sources[site].latents[chunk], sources[site].pos[chunk]
+    seeds = x.new_zeros(len(pos), *x.shape)
+    seeds[torch.arange(len(pos), device=x.device), 0, pos] = dictionary.W_enc[:, latent].T.to(
+        x.dtype
+    )
+    below = [leaf for leaf in cut.leaves if leaf is None or leaf < site]
+    grads = torch.autograd.grad(
+        x,
+        [cut.leaves[leaf] for leaf in below],
+        seeds,
+        is_grads_batched=True,
+        allow_unused=True,
+        retain_graph=True,
+    )
+    edges = _products(model, dict(zip(below, grads, strict=True)), sources, n_nodes)
+    edges[:, sources[site].bias_at] += dictionary.b_enc[latent].float()
+    return edges.to_sparse().cpu()
+
+
+def _products(
+    model: SplicedModel,
+    grads: Mapping[Site | None, Tensor | None],
+    sources: Mapping[Site | None, Sources],
+    n_nodes: int,
+) -> Tensor:
+    """Phase 3: edges `[k, n_nodes]` from gradients `[k, 1, pos, d]` at the leaves."""
+    reached = {leaf: grad[:, 0].float() for leaf, grad in grads.items() if grad is not None}
+    some = next(iter(reached.values()))
+    edges = some.new_zeros(len(some), n_nodes)
+    for leaf, grad in reached.items():  # a leaf without gradient: every path crosses another site
+        source = sources[leaf]
+        edges[:, source.vector_at] = (grad * source.vectors).sum(-1)
+        if leaf is None:
+            continue
+        edges[:, source.bias_at] = (grad * source.bias).sum((1, 2))
+        W_dec = model.dictionaries[leaf].W_dec
+        for pos in source.pos.unique():
+            here = source.pos == pos
+            reach = grad[:, pos] @ W_dec[source.latents[here]].float().T
+            edges[:, source.latent_at[here]] = reach * source.acts[here]
+    return edges

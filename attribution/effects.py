@@ -1,0 +1,194 @@
+"""Total effects: how much every active latent and error moves the metric, through every path.
+
+    effect(node) = d metric / d value . (value - baseline)
+
+The estimator is gradient x activation (attribution patching when the baseline is the corrupted
+prompt's value). It estimates the effect of ablating *one* node; for a whole site at once see
+`attribution.integrated`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attribution.gradients import gradients
+from attribution.metrics import Metric, Score, bind, metric_name
+from circuits import (
+    BiasNode,
+    ErrorNode,
+    LatentNode,
+    Node,
+    Prompt,
+    Reference,
+    Site,
+    SplicedModel,
+    TokenNode,
+    UserError,
+    zero_reference,
+)
+from circuits.freeze import LIVE, Freeze
+
+GRADIENT_X_ACTIVATION = "gradient x activation"
+
+
+@dataclass(frozen=True)
+class SiteEffects:
+    """One site: every latent active on the prompt or in the reference, and the errors.
+
+    Attributes:
+        pos: `[n]`, ascending.
+        latent: `[n]`.
+        acts: Activations on the prompt, `[n]`; 0 for a latent that only the reference switches on.
+        grad: `d metric / d acts`, `[n]`, in the metric's units per unit of activation.
+        effect: `grad * (acts - baseline)`, `[n]`, in the metric's units.
+        error: `x - decode(acts)`, `[pos, d_out]`.
+        error_effect: `[pos]`.
+        bias_effect: Of the decoder's bias, over all positions, against zero; with `freeze` also of
+            the encoder's, through the active latents (with `recompute` it has none: the error
+            takes up what it changes).
+        grad_output: The gradient with respect to what the site writes, `[pos, d_out]`.
+    """
+
+    pos: Tensor
+    latent: Tensor
+    acts: Tensor
+    grad: Tensor
+    effect: Tensor
+    error: Tensor
+    error_effect: Tensor
+    bias_effect: float
+    grad_output: Tensor
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Total effects of every node of one prompt.
+
+    Attributes:
+        metric: Its name.
+        value: The metric on the clean prompt.
+        estimator: How the effects were estimated; to be named wherever they are shown.
+        downstream: `recompute` or `freeze`.
+        reference: Name of the baseline.
+        sites: By site, in the order of the forward pass.
+        token_effect: Of the scaled embedding at each position, `[pos]`.
+    """
+
+    metric: str
+    value: float
+    estimator: str
+    downstream: str
+    reference: str
+    sites: Mapping[Site, SiteEffects]
+    token_effect: Tensor
+
+    def of(self, node: Node) -> float:
+        """The effect of one node; 0 for a latent that is off in the prompt and in the reference."""
+        if isinstance(node, TokenNode):
+            return self.token_effect[node.pos].item()
+        if not isinstance(node, LatentNode | ErrorNode | BiasNode) or node.site not in self.sites:
+            raise UserError(
+                f"{node} has no effect here; sites are {', '.join(map(str, self.sites))}"
+            )
+        site = self.sites[node.site]
+        if isinstance(node, BiasNode):
+            return site.bias_effect
+        if isinstance(node, ErrorNode):
+            return site.error_effect[node.pos].item()
+        return site.effect[(site.pos == node.pos) & (site.latent == node.latent)].sum().item()
+
+    def strongest(self, top: int | None = None) -> list[LatentNode]:
+        """Latents by the size of their effect, strongest first."""
+        nodes = [
+            LatentNode(site, latent, pos)
+            for site, e in self.sites.items()
+            for latent, pos in zip(e.latent.tolist(), e.pos.tolist(), strict=True)
+        ]
+        sizes = torch.cat([e.effect.abs().cpu() for e in self.sites.values()])
+        order = sizes.argsort(descending=True, stable=True)[:top]
+        return [nodes[i] for i in order.tolist()]
+
+
+def total_effects(
+    model: SplicedModel,
+    prompt: str | Prompt,
+    metric: Metric | Score,
+    *,
+    downstream: str = "recompute",
+    reference: Reference | None = None,
+    freeze: Freeze = LIVE,
+) -> Effects:
+    """Gradient x activation of every latent, error, bias and token.
+
+    Needs one forward and one backward pass of the model; dictionaries are then read one at a
+    time, and of their decoders only the rows of active latents.
+
+    Args:
+        model: The spliced model.
+        prompt: One text.
+        metric: A `Metric`, or a function from logits `[batch, pos, vocab]` to `[batch]`.
+        downstream: `recompute` (default) predicts ablation in the real model; `freeze` is what
+            sums over the paths of the graph.
+        reference: The baseline; zero by default.
+        freeze: What gradients treat as constant; nothing by default.
+
+    Raises:
+        UserError: an unknown convention, or a metric that gives no gradient.
+    """
+    ids = model.tokens(prompt)
+    result = gradients(model, ids, bind(metric, model), downstream=downstream, freeze=freeze)
+    reference = reference or zero_reference(model, prompt)
+    reads = model.reads(ids)
+    change = result.embedding[0] - reference.trace.embedding
+    return Effects(
+        metric=metric_name(metric),
+        value=result.score.item(),
+        estimator=GRADIENT_X_ACTIVATION,
+        downstream=downstream,
+        reference=reference.name,
+        sites={
+            site: site_effects(
+                model, site, x[0], result.grads[site][0], reads, reference, downstream
+            )
+            for site, x in result.inputs.items()
+        },
+        token_effect=(result.embedding_grad[0] * change).float().sum(-1),
+    )
+
+
+def site_effects(
+    model: SplicedModel,
+    site: Site,
+    x: Tensor,
+    grad: Tensor,
+    reads: Tensor,
+    reference: Reference,
+    downstream: str,
+) -> SiteEffects:
+    """One site's effects from its activation and its output's gradient, both `[pos, d]`."""
+    dictionary = model.dictionaries[site]
+    acts, reconstruction = (t[0] for t in model.split(site, x[None], reads))
+    error = x - reconstruction
+    baseline = reference.acts(site)
+    pos, latent = ((acts != 0) | (baseline != 0)).nonzero(as_tuple=True)
+    on, off = acts[pos, latent].float(), baseline[pos, latent].float()
+    grad = grad.float()
+    latent_grad = (grad[pos] * dictionary.W_dec[latent].float()).sum(-1)
+    bias_effect = (grad[reads[0]] @ dictionary.b_dec.float()).sum()
+    if downstream == "freeze":
+        bias_effect += (latent_grad * dictionary.b_enc[latent].float())[on != 0].sum()
+    return SiteEffects(
+        pos=pos,
+        latent=latent,
+        acts=on,
+        grad=latent_grad,
+        effect=latent_grad * (on - off),
+        error=error,
+        error_effect=(grad * (error - reference.error(site)).float()).sum(-1),
+        bias_effect=bias_effect.item(),
+        grad_output=grad,
+    )

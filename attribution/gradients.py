@@ -1,0 +1,118 @@
+"""One forward and backward pass: the gradient of a metric at every spliced site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attribution.metrics import Score
+from circuits import Site, SplicedModel, UserError
+from circuits.freeze import LIVE, Freeze
+from circuits.splice import SiteHook
+
+CONVENTIONS = ("recompute", "freeze")
+"""Conventions under which gradients are defined; `drop` is for ablation alone."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What total effects need of one pass.
+
+    Attributes:
+        score: The metric, `[batch]`.
+        inputs: The activation at each site, `[batch, pos, d]`.
+        grads: The gradient of the metric with respect to each site's output, `[batch, pos, d]`.
+            A latent's gradient is `grad @ W_dec[latent]`, an error's is `grad` itself.
+        embedding: The scaled embedding, `[batch, pos, d_model]`.
+        embedding_grad: The metric's gradient there.
+    """
+
+    score: Tensor
+    inputs: Mapping[Site, Tensor]
+    grads: Mapping[Site, Tensor]
+    embedding: Tensor
+    embedding_grad: Tensor
+
+
+def gradients(
+    model: SplicedModel,
+    ids: Tensor,
+    score: Score,
+    *,
+    downstream: str = "recompute",
+    freeze: Freeze = LIVE,
+    replace: Mapping[Site, Tensor] | None = None,
+    clean_errors: Mapping[Site, Tensor] | None = None,
+) -> Gradients:
+    """The metric's gradient at every site, under one convention for what lies downstream.
+
+    `recompute` lets gradients pass a site as if no dictionary were there. `freeze` holds errors:
+    a site gives `decode(encode(x)) + error`, and gradients pass through active latents alone.
+
+    Args:
+        model: The spliced model.
+        ids: `[batch, pos]`.
+        score: The metric, bound to the model.
+        downstream: `recompute` or `freeze`.
+        freeze: Attention patterns and norm scales that gradients treat as constant.
+        replace: Sites whose output is given, `[batch, pos, d]`, instead of what the pass makes.
+        clean_errors: With `freeze`, the errors `[batch or 1, pos, d]` that are held; by default
+            the pass's own.
+
+    Raises:
+        UserError: an unknown convention, or a metric without a gradient to the logits.
+    """
+    check_convention(downstream)
+    replace = replace or {}
+    reads = model.reads(ids)
+    inputs: dict[Site, Tensor] = {}
+    outputs: dict[Site, Tensor] = {}
+    start: list[Tensor] = []
+
+    def at(site: Site) -> SiteHook:
+        def hook(x: Tensor) -> Tensor:
+            inputs[site] = x.detach()
+            if site in replace:
+                x = replace[site].to(x.dtype).detach().requires_grad_()
+            elif downstream == "freeze":
+                reconstruction = model.split(site, x, reads)[1]
+                error = clean_errors[site] if clean_errors else (x - reconstruction).detach()
+                x = reconstruction + error
+            outputs[site] = x
+            return x
+
+        return hook
+
+    def embed(x: Tensor) -> Tensor:
+        start.append(x.detach().requires_grad_())
+        return start[0]
+
+    with torch.enable_grad():
+        logits = model.forward(ids, {s: at(s) for s in model.sites}, freeze=freeze, embedding=embed)
+        values = checked(score(logits), len(ids))
+    wanted = [start[0], *outputs.values()]
+    grads = torch.autograd.grad(values.sum(), wanted, allow_unused=True)
+    zeros = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, grads, strict=True)]
+    by_site = dict(zip(outputs, zeros[1:], strict=True))
+    return Gradients(values.detach(), inputs, by_site, start[0].detach(), zeros[0])
+
+
+def checked(values: Tensor, batch: int) -> Tensor:
+    """A metric's values, one a row, finite and with a gradient."""
+    if not isinstance(values, Tensor) or values.shape != (batch,):
+        came = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise UserError(f"a metric gives one number a row, [{batch}]; this one gave {came}")
+    if not values.requires_grad:
+        raise UserError("the metric has no gradient; compute it from the logits with torch alone")
+    if not values.isfinite().all():
+        raise UserError("the metric is not finite on this prompt; choose another metric or target")
+    return values
+
+
+def check_convention(downstream: str) -> None:
+    """Refuse a word that is no convention."""
+    if downstream not in CONVENTIONS:
+        raise UserError(f"downstream={downstream!r}; attribution knows {' and '.join(CONVENTIONS)}")

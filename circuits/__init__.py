@@ -1,0 +1,45 @@
+"""Gemma 2 with sparse dictionaries spliced into every layer and sublayer."""
+
+from circuits.dictionaries import Dictionary
+from circuits.errors import UserError
+from circuits.gemma_scope import gemma_scope
+from circuits.interventions import Intervention, mean, scale, set_to, zero
+from circuits.load import load
+from circuits.models import load_gemma
+from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, Node, TokenNode, parse_node
+from circuits.prompts import Prompt
+from circuits.reference import Reference, corrupted_reference, mean_reference, zero_reference
+from circuits.sites import KINDS, Site
+from circuits.splice import SplicedModel, splice
+from circuits.trace import SiteTrace, Trace
+
+__all__ = [
+    "KINDS",
+    "BiasNode",
+    "Dictionary",
+    "ErrorNode",
+    "Intervention",
+    "LatentNode",
+    "LogitNode",
+    "Node",
+    "Prompt",
+    "Reference",
+    "Site",
+    "SiteTrace",
+    "SplicedModel",
+    "TokenNode",
+    "Trace",
+    "UserError",
+    "corrupted_reference",
+    "gemma_scope",
+    "load",
+    "load_gemma",
+    "mean",
+    "mean_reference",
+    "parse_node",
+    "scale",
+    "set_to",
+    "splice",
+    "zero",
+    "zero_reference",
+]

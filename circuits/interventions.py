@@ -1,0 +1,130 @@
+"""Changes to single nodes of a forward pass, as small values."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from circuits.errors import UserError
+from circuits.nodes import ErrorNode, LatentNode
+from circuits.sites import Site
+
+if TYPE_CHECKING:
+    from circuits.reference import Reference
+    from circuits.splice import SplicedModel
+
+Edit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From latents `[batch, pos, d_sae]` and error `[batch, pos, d_out]` to what they become."""
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """`value -> scale * value + shift` at one latent or error.
+
+    Attributes:
+        node: A `LatentNode` or an `ErrorNode`.
+        scale: Factor on the value the pass arrives with.
+        shift: What is added: a number, or for an error also a vector `[d_out]`.
+    """
+
+    node: LatentNode | ErrorNode
+    scale: float
+    shift: float | Tensor
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.node, LatentNode | ErrorNode):
+            raise UserError(f"cannot intervene on {self.node}; only on latents and errors")
+
+
+def zero(node: LatentNode | ErrorNode) -> Intervention:
+    """Take the node out."""
+    return Intervention(node, 0.0, 0.0)
+
+
+def set_to(node: LatentNode | ErrorNode, value: float | Tensor) -> Intervention:
+    """Give the node this value, whatever the pass arrives with."""
+    return Intervention(node, 0.0, value)
+
+
+def scale(node: LatentNode | ErrorNode, factor: float) -> Intervention:
+    """Multiply the node's value."""
+    return Intervention(node, factor, 0.0)
+
+
+def mean(node: LatentNode | ErrorNode, reference: Reference) -> Intervention:
+    """Give the node its value in `reference`, such as `mean_reference(model, prompts)`."""
+    return Intervention(node, 0.0, reference.value(node))
+
+
+def edits(
+    model: SplicedModel, ids: Tensor, rows: Sequence[Sequence[Intervention]]
+) -> Mapping[Site, Edit]:
+    """One edit a site that carries out, in row `i` of the batch, the interventions `rows[i]`.
+
+    Args:
+        model: Says which sites are spliced and how many latents each has.
+        ids: The tokens of the pass, `[batch, pos]`.
+        rows: Interventions for each row; as many as rows in `ids`.
+
+    Raises:
+        UserError: a site that is not spliced, a latent or position that does not exist, a latent
+            where the dictionary does not read (BOS, EOS, padding), or a node named twice.
+    """
+    assert len(rows) == len(ids), f"{len(rows)} rows of interventions for {len(ids)} prompts"
+    reads = model.reads(ids).tolist()
+    by_site: defaultdict[Site, list[tuple[int, Intervention]]] = defaultdict(list)
+    for row, interventions in enumerate(rows):
+        nodes = [i.node for i in interventions]
+        if len(set(nodes)) < len(nodes):
+            twice = next(node for node in nodes if nodes.count(node) > 1)
+            raise UserError(f"{twice} is intervened on twice in one pass; give each node once")
+        for intervention in interventions:
+            _check(model, intervention.node, reads[row])
+            by_site[intervention.node.site].append((row, intervention))
+    return {site: _edit(items) for site, items in by_site.items()}
+
+
+def _check(model: SplicedModel, node: LatentNode | ErrorNode, reads: list[bool]) -> None:
+    if node.site not in model.dictionaries:
+        raise UserError(f"no dictionary at {node.site}; {model.name} has {model.describe_sites()}")
+    if not 0 <= node.pos < len(reads):
+        raise UserError(f"{node}: no position {node.pos}; the prompt has {len(reads)} tokens")
+    if isinstance(node, LatentNode):
+        d_sae = model.dictionaries[node.site].d_sae
+        if not 0 <= node.latent < d_sae:
+            raise UserError(f"{node}: no latent {node.latent}; {node.site} has {d_sae}")
+        if not reads[node.pos]:
+            raise UserError(
+                f"{node}: dictionaries do not read position {node.pos} (BOS, EOS or padding); "
+                "there only the error can be changed"
+            )
+
+
+def _edit(items: Sequence[tuple[int, Intervention]]) -> Edit:
+    """One site's interventions, each with its row, as one change of the tensors."""
+    at_latents = [
+        (r, i.node.pos, i.node.latent) for r, i in items if isinstance(i.node, LatentNode)
+    ]
+    at_errors = [(r, i.node.pos) for r, i in items if isinstance(i.node, ErrorNode)]
+    on_latents = [i for _, i in items if isinstance(i.node, LatentNode)]
+    on_errors = [i for _, i in items if isinstance(i.node, ErrorNode)]
+
+    def edit(acts: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        if on_latents:
+            index = tuple(torch.tensor(at_latents, device=acts.device).T)
+            scales = acts.new_tensor([i.scale for i in on_latents])
+            shifts = acts.new_tensor([float(i.shift) for i in on_latents])
+            acts = acts.index_put(index, scales * acts[index] + shifts)
+        if on_errors:
+            index = tuple(torch.tensor(at_errors, device=error.device).T)
+            scales = error.new_tensor([i.scale for i in on_errors])[:, None]
+            shifts = [torch.as_tensor(i.shift).to(error).expand(error.shape[-1]) for i in on_errors]
+            error = error.index_put(index, scales * error[index] + torch.stack(shifts))
+        return acts, error
+
+    return edit

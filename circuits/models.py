@@ -1,0 +1,140 @@
+"""Gemma 2 through TransformerLens: by the name of a size, or from a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from circuits.errors import UserError
+from circuits.hub import hub_error
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import Gemma2Config
+
+BUNDLED = Path(__file__).parent / "bundled"
+"""Models that ship with the project: a folder each, with `model/`, `dictionaries/`, `texts.txt`."""
+
+HUB_MODELS = {
+    f"gemma-2-{size}{suffix}": f"google/gemma-2-{size}{suffix}"
+    for size in ("2b", "9b", "27b")
+    for suffix in ("", "-it")
+}
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that need no download."""
+    return sorted(path.parent.name for path in BUNDLED.glob("*/model"))
+
+
+def default_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def model_folder(name: str) -> Path:
+    """The folder with the weights of `name`, downloaded to the Hugging Face cache if need be.
+
+    Raises:
+        UserError: no such model, or the hub refuses or cannot be reached.
+    """
+    if name in bundled_models():
+        return BUNDLED / name / "model"
+    if name in HUB_MODELS:
+        return _download(HUB_MODELS[name])
+    if Path(name).is_dir():
+        return Path(name)
+    known = ", ".join([*bundled_models(), *HUB_MODELS])
+    raise UserError(f"no model {name!r}; choose {known}, or name a Hugging Face folder that exists")
+
+
+def load_gemma(
+    name: str,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> TransformerBridge:
+    """Gemma 2 as a TransformerLens bridge, gradients of its parameters off.
+
+    Args:
+        name: `tiny` (bundled), `gemma-2-2b`, `-9b`, `-27b` or their `-it` forms (from the Hugging
+            Face hub, with your own access), or a folder in Hugging Face's format.
+        device: CUDA when there is one, by default.
+        dtype: The one the weights are stored in, by default.
+
+    Raises:
+        UserError: the model cannot be found, reached or read, or is not a Gemma 2.
+    """
+    from transformer_lens.model_bridge import TransformerBridge  # takes seconds: only when needed
+
+    folder = model_folder(name)
+    config = _read_config(folder)
+    if dtype is None:
+        dtype = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
+    with _quiet(folder):
+        try:
+            bridge = TransformerBridge.boot_transformers(
+                str(folder), device=str(device or default_device()), dtype=dtype
+            )
+        except Exception as error:  # whatever a damaged folder makes the libraries raise
+            reason = (
+                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            )
+            raise UserError(
+                f"cannot load {folder} as a Hugging Face model: {reason}; "
+                "it needs config.json, model.safetensors and the tokenizer's files"
+            ) from error
+    bridge.requires_grad_(False)
+    bridge.eval()
+    return bridge
+
+
+def gemma_config(bridge: TransformerBridge) -> Gemma2Config:
+    """The Hugging Face configuration of the model below a bridge."""
+    return cast("Gemma2Config", bridge.original_model.config)
+
+
+def _read_config(folder: Path) -> dict:
+    """`config.json` of a Gemma 2 folder."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no config.json; name a Hugging Face model folder") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); download or save it again") from None
+    if config.get("model_type") != "gemma2":
+        raise UserError(
+            f"{folder} holds a model of type {config.get('model_type')!r}; only gemma2 is supported"
+        )
+    return config
+
+
+def _download(repo: str) -> Path:
+    """Weights, configuration and tokenizer of `repo` in the Hugging Face cache."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors", "*.model"]))
+    except Exception as error:  # of whichever HTTP library the hub's client uses
+        raise hub_error(error, repo, "the model") from error
+
+
+@contextmanager
+def _quiet(folder: Path):
+    """No progress bar for the fraction of a second that a bundled model takes."""
+    from transformers.utils import logging
+
+    bundled = folder.is_relative_to(BUNDLED)
+    shown = logging.is_progress_bar_enabled()
+    if bundled:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bundled and shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,358 @@
+"""The model with dictionaries spliced in: the one place where hooks enter the forward pass.
+
+At a site with activation `x`, `acts = encode(x)` and `error = x - decode(acts)`; it gives
+
+    x + (decode(acts') - decode(acts)) + (error' - error)
+
+which is `x` bit for bit while nothing is changed. Positions with BOS, EOS or padding bypass the
+dictionary: no latents, and the whole activation is error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from circuits.dictionaries import Dictionary
+from circuits.errors import UserError
+from circuits.freeze import LIVE, Freeze, freeze_hooks
+from circuits.interventions import Edit, Intervention, edits
+from circuits.models import gemma_config
+from circuits.prompts import Prompt
+from circuits.sites import Site
+from circuits.trace import SiteTrace, Trace
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import Gemma2Config
+
+Prompts = str | Prompt | Tensor | Sequence["str | Prompt"]
+SiteHook = Callable[[Tensor], Tensor]
+"""From a site's activation `[batch, pos, d]` to what the model goes on with, of the same shape."""
+
+DOWNSTREAM = ("recompute", "freeze", "drop")
+"""What errors do when something upstream has changed: follow, keep their clean values, or go."""
+
+
+@dataclass(frozen=True)
+class SplicedModel:
+    """Gemma 2 with a dictionary at each of `sites`. Made by `load` or `splice`.
+
+    Attributes:
+        name: For messages and records.
+        bridge: TransformerLens' bridge; `bridge.original_model` is the Hugging Face model.
+        dictionaries: By site, in the order of the forward pass.
+        example_texts: Texts to say what latents fire on; may be empty.
+    """
+
+    name: str
+    bridge: TransformerBridge
+    dictionaries: Mapping[Site, Dictionary]
+    example_texts: tuple[str, ...] = ()
+
+    def __call__(
+        self,
+        prompt: Prompts,
+        interventions: Sequence[Intervention] = (),
+        downstream: str = "recompute",
+    ) -> Tensor:
+        """Logits `[batch, pos, vocab]`, after the final soft-cap, without gradients.
+
+        Args:
+            prompt: A text, a `Prompt`, several of them, or token ids.
+            interventions: Carried out in every row.
+            downstream: What errors do: see `run`.
+        """
+        ids = self.tokens(prompt)
+        return self.run(ids, edits(self, ids, [interventions] * len(ids)), downstream=downstream)
+
+    @torch.no_grad()
+    def run(
+        self,
+        ids: Tensor,
+        edits: Mapping[Site, Edit] | None = None,
+        *,
+        downstream: str = "recompute",
+        clean_errors: Mapping[Site, Tensor] | None = None,
+    ) -> Tensor:
+        """Logits `[batch, pos, vocab]` with each site's latents and error edited.
+
+        Args:
+            ids: `[batch, pos]`.
+            edits: By site; see `circuits.interventions.edits`.
+            downstream: `recompute`: errors are what the changed pass makes them (the real model
+                with the edit added). `freeze`: they keep their clean values. `drop`: they are
+                removed, except where dictionaries do not read.
+            clean_errors: With `freeze`, the errors `[batch or 1, pos, d_out]` of a clean pass, if
+                the caller has them already; computed otherwise.
+        """
+        if downstream not in DOWNSTREAM:
+            raise UserError(f"downstream={downstream!r}; choose {', '.join(DOWNSTREAM)}")
+        edits = edits or {}
+        reads = self.reads(ids)
+        sites = self.sites
+        if downstream == "recompute":
+            sites = tuple(edits)  # where nothing is edited, nothing changes
+            kept = dict.fromkeys(sites, lambda error: error)
+        elif downstream == "freeze":
+            clean = clean_errors or self.errors(ids)
+            kept = {site: clean[site].expand_as for site in sites}
+        else:
+            kept = dict.fromkeys(sites, lambda error: error * ~reads[..., None])
+        hooks = {site: self._splice(site, reads, edits.get(site), kept[site]) for site in sites}
+        return self.forward(ids, hooks)
+
+    def forward(
+        self,
+        ids: Tensor,
+        hooks: Mapping[Site, SiteHook],
+        *,
+        freeze: Freeze = LIVE,
+        embedding: SiteHook | None = None,
+    ) -> Tensor:
+        """Logits of one pass with `hooks` at sites; gradients flow wherever hooks let them.
+
+        Args:
+            ids: `[batch, pos]`.
+            hooks: What each site's activation `[batch, pos, d]` is replaced by.
+            freeze: What gradients treat as constant.
+            embedding: The same as a site hook, for the scaled embedding `[batch, pos, d_model]`.
+        """
+        # first: the site `mlp` is the output of a norm, and its hook must see that norm frozen
+        table = freeze_hooks(self.bridge, freeze)
+        table += [(site.hook_point, _as_hook(hook)) for site, hook in hooks.items()]
+        if embedding is not None:
+            table.append(("embed.hook_out", _as_hook(embedding)))
+        mask = {"attention_mask": (ids != self.pad_id).long()} if (ids == self.pad_id).any() else {}
+        with self._hooked(table):
+            return self.bridge(ids, **mask)
+
+    def trace(self, prompt: str | Prompt | Tensor) -> Trace:
+        """Active latents and errors of one prompt, at every spliced site."""
+        ids = self.tokens(prompt)
+        if len(ids) != 1:
+            raise UserError(f"a trace is of one prompt; got {len(ids)}")
+        reads = self.reads(ids)
+        embedding, activations = self.activations(ids)
+        sites = {}
+        for site, x in activations.items():
+            acts, reconstruction = self.split(site, x, reads)
+            sites[site] = SiteTrace.from_dense(acts[0], (x - reconstruction)[0])
+        return Trace(ids[0], embedding[0], sites)
+
+    @torch.no_grad()
+    def activations(self, ids: Tensor) -> tuple[Tensor, dict[Site, Tensor]]:
+        """The scaled embedding and each spliced site's activation, `[batch, pos, d]`, untouched."""
+        kept: dict[Site | None, Tensor] = {}
+
+        def keep(site: Site | None) -> SiteHook:
+            def hook(x: Tensor) -> Tensor:
+                kept[site] = x
+                return x
+
+            return hook
+
+        self.forward(ids, {site: keep(site) for site in self.sites}, embedding=keep(None))
+        return kept[None], {site: kept[site] for site in self.sites}
+
+    def errors(self, ids: Tensor) -> dict[Site, Tensor]:
+        """The error `[batch, pos, d_out]` at each spliced site of a clean pass."""
+        reads = self.reads(ids)
+        return {
+            site: x - self.split(site, x, reads)[1] for site, x in self.activations(ids)[1].items()
+        }
+
+    def split(self, site: Site, x: Tensor, reads: Tensor) -> tuple[Tensor, Tensor]:
+        """`acts [batch, pos, d_sae]` and what they decode to, `[batch, pos, d_out]`, at `reads`."""
+        dictionary = self.dictionaries[site]
+        acts = dictionary.encode(x) * reads[..., None]
+        return acts, (dictionary.decode(acts) * reads[..., None]).to(x.dtype)
+
+    def reads(self, ids: Tensor) -> Tensor:
+        """Where dictionaries read, `[batch, pos]`: everywhere but BOS, EOS and padding."""
+        bypassed = [self.bos_id, self.tokenizer.eos_token_id, self.pad_id]
+        return ~torch.isin(ids, torch.tensor(bypassed, device=ids.device))
+
+    def tokens(self, prompt: Prompts) -> Tensor:
+        """Token ids `[batch, pos]`, BOS first, padded on the right.
+
+        Raises:
+            UserError: an empty prompt, one longer than the context, a word the tokenizer does not
+                know, or a tensor of another shape.
+        """
+        if isinstance(prompt, Tensor):
+            ids = prompt if prompt.ndim == 2 else prompt[None]
+            if ids.ndim != 2 or ids.is_floating_point():
+                raise UserError(
+                    "token ids are integers [pos] or [batch, pos]; "
+                    f"got {prompt.dtype} {list(prompt.shape)}"
+                )
+            return ids.to(self.device)
+        prompts = [prompt] if isinstance(prompt, str | Prompt) else list(prompt)
+        if not prompts:
+            raise UserError("no prompt given; give at least one text")
+        rows = [self._encode(p.text if isinstance(p, Prompt) else p) for p in prompts]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [self.pad_id] * (longest - len(row)) for row in rows])
+        return ids.to(self.device)
+
+    def words(self, ids: Tensor) -> list[str]:
+        """Each token of `ids [pos]` as text."""
+        return [self.tokenizer.decode([i]) for i in ids.tolist()]
+
+    def token_id(self, text: str) -> int:
+        """The one token that `text` is.
+
+        Raises:
+            UserError: `text` is no token, or several.
+        """
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
+            pieces = ", ".join(repr(self.tokenizer.decode([i])) for i in ids) or "no tokens"
+            raise UserError(
+                f"{text!r} is not one token of {self.name} (it is {pieces}); "
+                "write it as it follows the text, for Gemma with the leading space"
+            )
+        return ids[0]
+
+    def describe_sites(self) -> str:
+        """`layers 0-3 at attn, mlp, resid`, for messages."""
+        layers = sorted({site.layer for site in self.sites})
+        kinds = list(dict.fromkeys(site.kind for site in self.sites))
+        return f"layers {layers[0]}-{layers[-1]} at {', '.join(kinds)}"
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(self.dictionaries)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.bridge.tokenizer
+
+    @property
+    def bos_id(self) -> int:
+        return self.tokenizer.bos_token_id
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokenizer.pad_token_id
+
+    @property
+    def config(self) -> Gemma2Config:
+        """The Hugging Face configuration."""
+        return gemma_config(self.bridge)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.bridge.original_model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.bridge.original_model.parameters()).dtype
+
+    @property
+    def n_layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    @property
+    def n_ctx(self) -> int:
+        return self.config.max_position_embeddings
+
+    @property
+    def d_vocab(self) -> int:
+        return self.config.vocab_size
+
+    def _splice(self, site: Site, reads: Tensor, edit: Edit | None, keep: SiteHook) -> SiteHook:
+        """The module's formula at one site; `keep` gives the error as it is without the edit."""
+        dictionary = self.dictionaries[site]
+
+        def hook(x: Tensor) -> Tensor:
+            acts, reconstruction = self.split(site, x, reads)
+            error = x - reconstruction
+            kept = keep(error)
+            new_acts, new_error = edit(acts, kept) if edit else (acts, kept)
+            change = ((new_acts - acts) @ dictionary.W_dec).to(x.dtype)  # b_dec cancels
+            return x + change + (new_error - error)
+
+        return hook
+
+    def _encode(self, text: str) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        if ids[:1] != [self.bos_id]:
+            ids = [self.bos_id, *ids]
+        if len(ids) == 1:
+            raise UserError("the prompt is empty; give at least one token")
+        if len(ids) > self.n_ctx:
+            raise UserError(
+                f"the prompt has {len(ids)} tokens with BOS; {self.name} reads at most {self.n_ctx}"
+            )
+        if self.tokenizer.unk_token_id in ids:
+            raise UserError(
+                f"{self.name} does not know {self._unknown(text)}; "
+                "use words of its vocabulary, separated by spaces"
+            )
+        return ids
+
+    def _unknown(self, text: str) -> str:
+        """The words of `text` that the tokenizer does not know."""
+        unk = self.tokenizer.unk_token_id
+        words = [word for word in text.split() if unk in self.tokenizer(word).input_ids]
+        return ", ".join(map(repr, words)) or "a character of the prompt"
+
+    @contextmanager
+    def _hooked(self, table: list[tuple[str, Callable[..., Any]]]):
+        unknown = [name for name, _ in table if name not in self.bridge.hook_dict]
+        assert not unknown, f"no hook points {unknown}"  # silent in TransformerLens 3.2
+        with self.bridge.hooks(fwd_hooks=table):
+            yield
+
+
+def splice(
+    bridge: TransformerBridge,
+    dictionaries: Mapping[Site, Dictionary],
+    *,
+    name: str = "model",
+    example_texts: Sequence[str] = (),
+) -> SplicedModel:
+    """Put `dictionaries` into the model; its output stays what it was, bit for bit.
+
+    Raises:
+        UserError: a site the model does not have, a dictionary of another width than the model's
+            activation there, or no dictionaries.
+    """
+    config = gemma_config(bridge)
+    widths = {
+        "attn": config.num_attention_heads * config.head_dim,
+        "mlp": config.hidden_size,
+        "resid": config.hidden_size,
+    }
+    if not dictionaries:
+        raise UserError("no dictionaries to splice in; choose at least one site")
+    for site, dictionary in dictionaries.items():
+        if site.layer >= config.num_hidden_layers:
+            raise UserError(
+                f"no layer {site.layer} for the dictionary at {site}; "
+                f"{name} has layers 0-{config.num_hidden_layers - 1}"
+            )
+        width = widths[site.kind]
+        if (dictionary.d_in, dictionary.d_out) != (width, width):
+            raise UserError(
+                f"the dictionary at {site} reads {dictionary.d_in} and writes {dictionary.d_out} "
+                f"numbers a position; {name} has {width} there"
+            )
+    ordered = {site: dictionaries[site] for site in sorted(dictionaries)}
+    return SplicedModel(name, bridge, ordered, tuple(example_texts))
+
+
+def _as_hook(hook: SiteHook) -> Callable[..., Tensor]:
+    """A site hook as TransformerLens calls it; the heads of `attn` are joined and split again."""
+
+    def wrapped(x: Tensor, hook_point: Any = None, **_: Any) -> Tensor:
+        return hook(x.flatten(2)).view_as(x)  # returned, not only read: `hook_z` is a side view
+
+    return wrapped

@@ -1,0 +1,73 @@
+"""What the dictionaries saw in one forward pass: active latents, sparse, and errors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from circuits.sites import Site
+
+
+@dataclass(frozen=True)
+class SiteTrace:
+    """One site of one prompt.
+
+    Attributes:
+        pos: Positions of the active latents, `[n]`, ascending.
+        latent: Their indices in the dictionary, `[n]`.
+        acts: Their activations, `[n]`.
+        error: `x - decode(encode(x))`, `[pos, d_out]`; the whole activation where the dictionary
+            does not read (BOS, EOS, padding).
+        d_sae: How many latents the dictionary has.
+    """
+
+    pos: Tensor
+    latent: Tensor
+    acts: Tensor
+    error: Tensor
+    d_sae: int
+
+    @classmethod
+    def from_dense(cls, acts: Tensor, error: Tensor) -> "SiteTrace":
+        """From dense activations `[pos, d_sae]`."""
+        pos, latent = acts.nonzero(as_tuple=True)
+        return cls(pos, latent, acts[pos, latent], error, acts.shape[1])
+
+    def dense(self) -> Tensor:
+        """The activations as `[pos, d_sae]`."""
+        dense = self.acts.new_zeros(self.error.shape[0], self.d_sae)
+        dense[self.pos, self.latent] = self.acts
+        return dense
+
+
+@dataclass(frozen=True)
+class Trace:
+    """All spliced sites of one prompt.
+
+    Attributes:
+        ids: Token ids, `[pos]`, BOS first.
+        embedding: The scaled embedding, `[pos, d_model]`.
+        sites: In the order of the forward pass.
+    """
+
+    ids: Tensor
+    embedding: Tensor
+    sites: Mapping[Site, SiteTrace]
+
+    def l0(self, site: Site) -> float:
+        """Mean number of active latents a position, over all positions but the first (BOS)."""
+        return len(self.sites[site].pos) / max(1, len(self.ids) - 1)
+
+
+def zero_trace(like: Trace) -> Trace:
+    """The trace in which nothing is active and every error is zero."""
+    empty = torch.empty(0, dtype=torch.long, device=like.ids.device)
+    return Trace(
+        like.ids,
+        torch.zeros_like(like.embedding),
+        {
+            site: SiteTrace(empty, empty, t.acts[:0], torch.zeros_like(t.error), t.d_sae)
+            for site, t in like.sites.items()
+        },
+    )

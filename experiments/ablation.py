@@ -1,0 +1,340 @@
+"""Ablate each node of a list: what was attributed to it beside what the metric really loses.
+
+    measured(node) = metric(clean) - metric(node set to its reference value)
+
+has the sign and the units of the attributed `d metric / d value . (value - reference value)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from attribution import Metric, total_effects
+from attribution.attribute import record
+from attribution.metrics import Score, bind
+from circuits import (
+    ErrorNode,
+    LatentNode,
+    Node,
+    Prompt,
+    Reference,
+    SplicedModel,
+    UserError,
+    set_to,
+    zero,
+    zero_reference,
+)
+from circuits.interventions import edits
+from circuits.splice import DOWNSTREAM
+from experiments.records import write_figure, write_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+    from graphs import AttributionGraph
+
+
+@dataclass(frozen=True)
+class AblationRow:
+    """One node's two numbers, in the metric's units.
+
+    Attributes:
+        node: A latent or an error.
+        word: The token at its position.
+        act: The latent's activation on the prompt; the norm of an error.
+        baseline: The value it was set to; the norm of an error.
+        attributed: The estimated effect.
+        measured: What the metric lost when the node was set to `baseline`.
+        label: What the node stands for, where it is known.
+    """
+
+    node: LatentNode | ErrorNode
+    word: str
+    act: float
+    baseline: float
+    attributed: float
+    measured: float
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Ablations(Sequence[AblationRow]):
+    """A row for each ablated node, in the order asked for, and the conventions of both numbers.
+
+    Attributes:
+        rows: Also reached as `ablations[i]`, and by iterating.
+        metric: The metric's name.
+        clean: The metric before the ablations (with `downstream="drop"`, without errors).
+        estimator: Of the attributed effects.
+        attributed_downstream: Convention of the attributed effects. Theirs is the ablations', but
+            for `drop`, under which gradients are not defined: there it is `freeze`.
+        downstream: What errors downstream of an ablation do: `recompute`, `freeze` or `drop`.
+        reference: Which values ablated nodes are set to: `zero`, `corrupted`, `mean`, ...
+        provenance: Model, dictionaries, prompt, metric, settings, versions; JSON-able.
+    """
+
+    rows: tuple[AblationRow, ...]
+    metric: str
+    clean: float
+    estimator: str
+    attributed_downstream: str
+    downstream: str
+    reference: str
+    provenance: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[AblationRow]:
+        return iter(self.rows)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The conventions, for captions: `graphs.with_measured(graph, rows, settings=...)`."""
+        return {"downstream": self.downstream, "reference": self.reference}
+
+    @property
+    def correlation(self) -> float:
+        """Pearson's r of attributed and measured; NaN for fewer than two rows or without spread."""
+        return pearson([r.attributed for r in self.rows], [r.measured for r in self.rows])
+
+    def labelled(self, graph: AttributionGraph) -> Ablations:
+        """The same, with the labels that `graph` gives its nodes."""
+        nodes = graph.digraph.nodes
+        rows = (replace(r, label=nodes[r.node]["label"]) if r.node in nodes else r for r in self)
+        return replace(self, rows=tuple(rows))
+
+    def frame(self) -> DataFrame:
+        """One line a node; conventions are columns, so that a line says what it is on its own."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "node": [str(r.node) for r in self],
+                "site": [str(r.node.site) for r in self],
+                "pos": [r.node.pos for r in self],
+                "word": [r.word for r in self],
+                "label": [r.label for r in self],
+                "act": [r.act for r in self],
+                "baseline": [r.baseline for r in self],
+                "attributed": [r.attributed for r in self],
+                "measured": [r.measured for r in self],
+                "metric": self.metric,
+                "estimator": self.estimator,
+                "attributed_downstream": self.attributed_downstream,
+                "downstream": self.downstream,
+                "reference": self.reference,
+            }
+        )
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the table to a `.json` (with the whole provenance) or `.csv` file.
+
+        Raises:
+            UserError: another suffix, or `path` cannot be written.
+        """
+        return write_table(
+            path,
+            self.frame(),
+            kind="ablations",
+            provenance={**self.provenance, "clean": self.clean},
+            overwrite=overwrite,
+        )
+
+    def plot(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Draw attributed against measured effects, coloured by kind of site (SVG, PNG or PDF).
+
+        Raises:
+            UserError: another suffix, or `path` cannot be written.
+        """
+        return write_figure(path, self._figure(), overwrite=overwrite)
+
+    def _figure(self) -> Figure:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(5, 5), layout="constrained")
+        axes = figure.subplots()
+        axes.axline((0, 0), slope=1, color="0.8", zorder=0)
+        axes.axhline(0, color="0.93", zorder=0)
+        axes.axvline(0, color="0.93", zorder=0)
+        for kind, colour in (("attn", "#0072b2"), ("mlp", "#d55e00"), ("resid", "#009e73")):
+            for is_error, marker in ((False, "o"), (True, "x")):
+                rows = [
+                    r
+                    for r in self
+                    if r.node.site.kind == kind and isinstance(r.node, ErrorNode) == is_error
+                ]
+                if rows:
+                    axes.scatter(
+                        [r.attributed for r in rows],
+                        [r.measured for r in rows],
+                        s=18,
+                        alpha=0.8,
+                        color=colour,
+                        marker=marker,
+                        label=f"{kind} errors" if is_error else kind,
+                    )
+        axes.set_xlabel(
+            f"attributed: {self.estimator}, downstream {self.attributed_downstream}", fontsize=9
+        )
+        axes.set_ylabel(
+            f"measured: set to {self.reference}, downstream {self.downstream}", fontsize=9
+        )
+        title = f"effect on {self.metric}: r = {self.correlation:.3f}, {len(self)} nodes"
+        axes.set_title(title, fontsize=10, parse_math=False)
+        if self.rows:
+            axes.legend(frameon=False, fontsize=9)
+        return figure
+
+
+def ablate_each(
+    model: SplicedModel,
+    prompt: str | Prompt,
+    metric: Metric | Score,
+    nodes: Sequence[Node],
+    *,
+    reference: Reference | None = None,
+    downstream: str = "recompute",
+    batch_size: int = 64,
+) -> Ablations:
+    """Set each of `nodes` alone to its reference value and measure what the metric loses.
+
+    Attribution by gradient x activation with the same reference and the same convention for what
+    lies downstream is set beside it. It estimates the effect of *one* node, as measured here.
+
+    Args:
+        model: The spliced model.
+        prompt: One text.
+        metric: A `Metric`, or a function from logits `[batch, pos, vocab]` to `[batch]`.
+        nodes: Latents and errors, for example `graph.latents(top=10)`.
+        reference: The values they are set to; zero by default.
+        downstream: What errors downstream do. `recompute`: they follow the ablated pass, as in
+            the real model. `freeze`: they keep their clean values. `drop`: there are none, not in
+            the clean pass either; attributed effects are then those of `freeze`.
+        batch_size: Ablations of one forward pass; lower it to save memory.
+
+    Raises:
+        UserError: several prompts, a node that cannot be ablated, an unknown convention, or a
+            reference of another length.
+    """
+    if downstream not in DOWNSTREAM:
+        raise UserError(f"downstream={downstream!r}; choose {', '.join(DOWNSTREAM)}")
+    check_batch_size(batch_size)
+    ids = one_prompt(model, prompt)
+    reference = reference or zero_reference(model, prompt)
+    check_reference(model, reference, ids)
+    # one pass' worth of checks, before any pass
+    edits(model, ids.expand(len(nodes), -1), [[zero(node)] for node in nodes])
+    attributed_downstream = "freeze" if downstream == "drop" else downstream
+    effects = total_effects(
+        model, prompt, metric, downstream=attributed_downstream, reference=reference
+    )
+    clean, ablated = _measure(
+        model, ids, bind(metric, model), nodes, reference, downstream, batch_size
+    )
+    values = Reference("clean", model.trace(ids))
+    words = model.words(ids[0])
+    rows = [
+        AblationRow(
+            node=node,  # pyright: ignore[reportArgumentType]  # checked by `edits` above
+            word=words[node.pos],  # pyright: ignore[reportAttributeAccessIssue]
+            act=values.value(node).norm().item(),
+            baseline=reference.value(node).norm().item(),
+            attributed=effects.of(node),
+            measured=clean - value,
+        )
+        for node, value in zip(nodes, ablated, strict=True)
+    ]
+    settings = {
+        "estimator": effects.estimator,
+        "attributed_downstream": attributed_downstream,
+        "downstream": downstream,
+        "reference": reference.name,
+    }
+    return Ablations(
+        rows=tuple(rows),
+        metric=effects.metric,
+        clean=clean,
+        **settings,
+        provenance=record(model, prompt, effects.metric, settings),
+    )
+
+
+@torch.no_grad()
+def _measure(
+    model: SplicedModel,
+    ids: torch.Tensor,
+    score: Score,
+    nodes: Sequence[Node],
+    reference: Reference,
+    downstream: str,
+    batch_size: int,
+) -> tuple[float, list[float]]:
+    """The metric of the clean pass, and of a pass for each node in which it alone is ablated."""
+    held = model.errors(ids) if downstream == "freeze" else None
+    clean = score(model.run(ids, downstream=downstream, clean_errors=held)).item()
+    ablated = [0.0] * len(nodes)
+    # neighbours share sites, so that a pass goes through few dictionaries
+    order = sorted(range(len(nodes)), key=lambda i: nodes[i].site)  # pyright: ignore[reportAttributeAccessIssue]
+    with tqdm(total=len(nodes), desc="ablating", unit="node", disable=None, delay=1) as bar:
+        for start in range(0, len(order), batch_size):
+            chunk = order[start : start + batch_size]
+            batch = ids.expand(len(chunk), -1)
+            rows = [[set_to(nodes[i], reference.value(nodes[i]))] for i in chunk]
+            logits = model.run(
+                batch, edits(model, batch, rows), downstream=downstream, clean_errors=held
+            )
+            for i, value in zip(chunk, score(logits).tolist(), strict=True):
+                ablated[i] = value
+            bar.update(len(chunk))
+    return clean, ablated
+
+
+def one_prompt(model: SplicedModel, prompt: str | Prompt) -> torch.Tensor:
+    """Its token ids `[1, pos]`.
+
+    Raises:
+        UserError: several prompts, or as `SplicedModel.tokens`.
+    """
+    ids = model.tokens(prompt)
+    if len(ids) != 1:
+        raise UserError(f"an ablation is of one prompt; got {len(ids)}")
+    return ids
+
+
+def check_reference(model: SplicedModel, reference: Reference, ids: torch.Tensor) -> None:
+    """Refuse a reference whose sites or positions are not those of the model and `ids [1, pos]`."""
+    missing = [str(site) for site in model.sites if site not in reference.trace.sites]
+    if missing:
+        raise UserError(
+            f"the reference has no values at {', '.join(missing)}; make it with the same model"
+        )
+    n_reference, n_prompt = len(reference.trace.ids), ids.shape[1]
+    if n_reference != n_prompt:
+        raise UserError(
+            f"the reference has {n_reference} tokens and the prompt {n_prompt}; "
+            "they must be equally long, so that positions correspond"
+        )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse a batch of nothing."""
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size}; a pass needs at least one row")
+
+
+def pearson(x: Sequence[float], y: Sequence[float]) -> float:
+    """Pearson's correlation; NaN for fewer than two pairs, or where one side does not vary."""
+    if len(x) < 2 or min(x) == max(x) or min(y) == max(y):
+        return float("nan")
+    return torch.corrcoef(torch.tensor([x, y], dtype=torch.float64))[0, 1].item()

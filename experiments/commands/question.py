@@ -1,0 +1,292 @@
+"""What a command is asked about: the model, the prompt and the metric, from the options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from attribution import Metric
+    from circuits import Prompt, Reference, SplicedModel
+    from graphs import AttributionGraph
+
+METRICS = ("logit-diff", "logit", "log-prob", "prob")
+
+_OPTIONS = (
+    click.option("--task", help="A task of the bundled model instead of a prompt: ioi, ..."),
+    click.option(
+        "--example", default=0, show_default=True, metavar="N",
+        help="Which held-out prompt of the task, counted from 0.",
+    ),
+    click.option(
+        "--target", help="The right answer, one token as it follows the text (for Gemma with its "
+        "leading space). Default: the most likely token.",
+    ),
+    click.option("--foil", help="The wrong answer to compare with, one token."),
+    click.option(
+        "--corrupted", metavar="TEXT",
+        help="A partner of the prompt, equally long, that does not show the behaviour.",
+    ),
+    click.option(
+        "--metric", type=click.Choice(METRICS),
+        help="What is explained. Default: the task's own; logit-diff with a foil, else logit. "
+        "Units: logits, nats (log-prob) or probability (prob).",
+    ),
+    click.option(
+        "--model", metavar="NAME|DIR",
+        help="tiny (bundled, the default), gemma-2-2b, ..., or a Hugging Face folder.",
+    ),
+    click.option(
+        "--dictionaries", metavar="DIR", type=click.Path(path_type=Path),
+        help="A folder that mirrors the hub: folders ending in -res, -att, -mlp.",
+    ),
+    click.option("--sites", metavar="KINDS", help="Kinds of site: attn,mlp,resid (the default)."),
+    click.option("--width", help="Of several dictionaries at a site, this wide: 16k (the default)."),
+    click.option("--l0", help="And this sparse: canonical (the default), 71, or nearest:50."),
+    click.option("--device", help="cpu, cuda, ...; CUDA when there is one, by default."),
+)  # fmt: skip
+
+
+def asks(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say what it is about, as one `asked` argument."""
+
+    names = ("task", "example", "target", "foil", "corrupted", "metric", "model", "dictionaries",
+             "sites", "width", "l0", "device")  # fmt: skip
+
+    def gathered(subject: str | None, **options: Any) -> Any:
+        asked = Asked(subject, **{name: options.pop(name) for name in names})
+        return command(asked, **options)
+
+    gathered.__doc__ = command.__doc__
+    gathered.__name__ = command.__name__
+    gathered.__click_params__ = getattr(command, "__click_params__", [])  # pyright: ignore[reportFunctionMemberAccess]
+    for option in reversed(_OPTIONS):
+        gathered = option(gathered)
+    return gathered
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options as they came; `None` where one was not given.
+
+    Attributes:
+        subject: A prompt, or the path of a saved graph.
+    """
+
+    subject: str | None
+    task: str | None
+    example: int
+    target: str | None
+    foil: str | None
+    corrupted: str | None
+    metric: str | None
+    model: str | None
+    dictionaries: Path | None
+    sites: str | None
+    width: str | None
+    l0: str | None
+    device: str | None
+
+
+@dataclass(frozen=True)
+class Question:
+    """Everything loaded.
+
+    Attributes:
+        task: Name of the task the prompt is of, if it is of one.
+        graph: The saved graph, if one was given.
+    """
+
+    model: SplicedModel
+    prompt: Prompt
+    metric: Metric
+    task: str | None = None
+    graph: AttributionGraph | None = None
+
+
+def answerable(asked: Asked, *, graphs: bool) -> Question:
+    """Load what was asked about.
+
+    Args:
+        graphs: Whether the subject may be a saved graph (a path that ends in .json).
+
+    Raises:
+        UserError: whatever cannot be found or does not fit together.
+    """
+    from circuits.errors import UserError
+
+    if (asked.subject is None) == (asked.task is None):
+        raise UserError(
+            f"give a prompt{' or a saved graph' if graphs else ''}, or --task, and not both; "
+            "for example --task ioi"
+        )
+    if graphs and asked.subject and asked.subject.endswith(".json"):
+        return _from_graph(asked)
+    if asked.task is not None:
+        return _from_task(asked)
+    return _from_text(asked)
+
+
+def reference_named(name: str, question: Question) -> Reference:
+    """`zero`, or `corrupted` for the prompt's partner.
+
+    Raises:
+        UserError: the prompt has no partner, or its length differs.
+    """
+    from circuits import UserError, corrupted_reference, zero_reference
+
+    if name == "zero":
+        return zero_reference(question.model, question.prompt)
+    if question.prompt.corrupted is None:
+        raise UserError("the prompt has no corrupted partner; give one with --corrupted")
+    return corrupted_reference(question.model, question.prompt)
+
+
+def _from_text(asked: Asked) -> Question:
+    from circuits import Prompt
+
+    assert asked.subject is not None
+    model = _load(asked, asked.model or "tiny")
+    prompt = Prompt(asked.subject, asked.target, asked.foil, asked.corrupted)
+    if prompt.target is None:
+        prompt = Prompt(prompt.text, _likeliest(model, prompt), prompt.foil, prompt.corrupted)
+    _check_pair(model, prompt)
+    return Question(model, prompt, _metric(asked.metric, prompt, model))
+
+
+def _from_task(asked: Asked) -> Question:
+    from circuits import UserError
+
+    given = [n for n in ("target", "foil", "corrupted") if getattr(asked, n) is not None]
+    if given:
+        raise UserError(f"--task brings its own {given[0]}; leave out --{given[0]}, or give a prompt")
+    assert asked.task is not None
+    task = _task(asked.task)
+    prompts = task.prompts("heldout", n=asked.example + 1) if asked.example >= 0 else []
+    if len(prompts) <= asked.example or asked.example < 0:
+        raise UserError(
+            f"task {asked.task} has no held-out example {asked.example}; "
+            f"examples count from 0{f' to {len(prompts) - 1}' if prompts else ''}"
+        )
+    prompt = prompts[asked.example]
+    model = _load(asked, asked.model or "tiny")
+    _check_pair(model, prompt)
+    metric = task.metric(prompt)
+    if asked.metric is not None:
+        metric = _metric(asked.metric, prompt, model)
+    return Question(model, prompt, metric, task=asked.task)
+
+
+def _from_graph(asked: Asked) -> Question:
+    """The question that a saved graph answers."""
+    from circuits import Prompt, UserError
+    from graphs import AttributionGraph
+
+    assert asked.subject is not None
+    given = [n for n in ("target", "foil", "metric") if getattr(asked, n) is not None]
+    if given:
+        raise UserError(
+            f"a saved graph brings its own {given[0]}; leave out --{given[0]}, or trace anew"
+        )
+    graph = AttributionGraph.load(asked.subject)
+    recorded = graph.provenance
+    try:
+        kept = {k: recorded["prompt"].get(k) for k in ("target", "foil", "corrupted")}
+        kept["corrupted"] = asked.corrupted or kept["corrupted"]
+        prompt = Prompt(recorded["prompt"]["text"], **kept)
+        name, files = recorded["model"], recorded["dictionaries"]
+    except (KeyError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{asked.subject} does not say which model and prompt it is of; trace the prompt again"
+        ) from error
+    kinds = ",".join(dict.fromkeys(site.partition(".")[0] for site in files))
+    model = _load(asked, asked.model or name, sites=kinds)
+    _check_dictionaries(model, files, asked.subject)
+    _check_pair(model, prompt)
+    metric = _same_metric(recorded, prompt, model, asked.subject)
+    return Question(model, prompt, metric, task=recorded.get("task"), graph=graph)
+
+
+def _load(asked: Asked, name: str, *, sites: str = "attn,mlp,resid") -> SplicedModel:
+    from circuits import load
+
+    return load(
+        name,
+        dictionaries=asked.dictionaries,
+        sites=[kind.strip() for kind in (asked.sites or sites).split(",")],
+        width=asked.width or "16k",
+        l0=asked.l0 or "canonical",
+        device=asked.device,
+    )
+
+
+def _task(name: str) -> Any:
+    from circuits.errors import UserError
+    from experiments.tasks import TASKS
+
+    if name not in TASKS:
+        raise UserError(f"no task {name!r}; choose {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def _metric(name: str | None, prompt: Prompt, model: SplicedModel) -> Metric:
+    """The metric by its name on the command line, its tokens checked."""
+    from attribution import log_prob, logit, logit_diff, prob
+
+    makers = {"logit-diff": logit_diff, "logit": logit, "log-prob": log_prob, "prob": prob}
+    metric = makers[name or ("logit-diff" if prompt.foil else "logit")](prompt)
+    metric.bind(model)
+    return metric
+
+
+def _same_metric(
+    recorded: dict[str, Any], prompt: Prompt, model: SplicedModel, path: str
+) -> Metric:
+    """The metric that a graph explains, by the name that its provenance has."""
+    from circuits.errors import UserError
+
+    candidates = []
+    if recorded.get("task"):
+        candidates.append(_task(recorded["task"]).metric(prompt))
+    for name in METRICS if prompt.target else ():
+        if name != "logit-diff" or prompt.foil:
+            candidates.append(_metric(name, prompt, model))
+    for metric in candidates:
+        if metric.name == recorded.get("metric"):
+            return metric
+    raise UserError(
+        f"{path} explains {recorded.get('metric')!r}, which its file alone cannot bring back; "
+        "test it from Python, with the metric it was made with"
+    )
+
+
+def _likeliest(model: SplicedModel, prompt: Prompt) -> str:
+    """The model's most likely next token, as text."""
+    token = model(prompt)[0, -1].argmax()
+    return model.words(token[None])[0]
+
+
+def _check_pair(model: SplicedModel, prompt: Prompt) -> None:
+    """Refuse, before anything long, a partner of another length."""
+    from circuits import corrupted_reference
+
+    model.tokens(prompt)
+    if prompt.corrupted is not None:
+        corrupted_reference(model, prompt)
+
+
+def _check_dictionaries(model: SplicedModel, recorded: dict[str, Any], path: str) -> None:
+    """Refuse to test a graph with other dictionaries than it was made with."""
+    from circuits.errors import UserError
+
+    loaded = {str(site): dictionary.name for site, dictionary in model.dictionaries.items()}
+    for site, entry in recorded.items():
+        if loaded.get(site) != entry.get("name"):
+            raise UserError(
+                f"{path} was made with {entry.get('name')} at {site}, not {loaded.get(site)}; "
+                "give the same --dictionaries, --width, --l0 and --sites as for the trace"
+            )

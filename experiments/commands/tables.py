@@ -1,0 +1,75 @@
+"""Tables on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from experiments.ablation import Ablations
+    from experiments.faithfulness import FaithfulnessCurve
+    from graphs import AttributionGraph
+
+WIDEST = 60
+"""Characters of a label."""
+
+
+def attributed_table(graph: AttributionGraph, top: int) -> str:
+    """The strongest latents of a graph with their attributed effects."""
+    rows = []
+    for node in graph.latents(top=top):
+        attributes = graph.digraph.nodes[node]
+        rows.append(
+            (
+                str(node),
+                graph.words[node.pos],
+                f"{attributes['effect']:+.3f}",
+                _short(attributes["label"]),
+            )
+        )
+    return layout(("latent", "at", "attributed", "label"), rows, left=(0, 1, 3))
+
+
+def ablation_table(ablations: Ablations, top: int | None = None) -> str:
+    """Attributed beside measured, in the order of the rows."""
+    rows = [
+        (str(r.node), r.word, f"{r.attributed:+.3f}", f"{r.measured:+.3f}", _short(r.label))
+        for r in ablations.rows[:top]
+    ]
+    return layout(("node", "at", "attributed", "measured", "label"), rows, left=(0, 1, 4))
+
+
+def faithfulness_table(curve: FaithfulnessCurve) -> str:
+    """One line a size."""
+    rows = [
+        (
+            str(s.size),
+            f"{s.faithfulness:.3f}",
+            f"{s.completeness:.3f}",
+            f"{s.random_mean:.3f}",
+            f"{s.random_low:.3f} to {s.random_high:.3f}",
+        )
+        for s in curve.scores
+    ]
+    return layout(("latents", "F(C)", "F(M \\ C)", "random mean", "random 5-95 %"), rows)
+
+
+def layout(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()) -> str:
+    """Columns two spaces apart, numbers to the right, those in `left` to the left; empty ones go."""
+    columns = [
+        column for column in enumerate(zip(head, *rows, strict=True)) if any(column[1][1:])
+    ]
+    widths = [max(map(len, cells)) for _, cells in columns]
+    lines = []
+    for i in range(len(rows) + 1):
+        cells = [
+            cells[i].ljust(width) if at in left else cells[i].rjust(width)
+            for (at, cells), width in zip(columns, widths, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _short(label: str | None) -> str:
+    label = " ".join((label or "").split())
+    return label if len(label) <= WIDEST else label[: WIDEST - 3] + "..."

@@ -1,0 +1,134 @@
+"""`circuits trace`: from a prompt to a graph, scores and pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from experiments.commands.question import Asked, Question, answerable, asks
+
+if TYPE_CHECKING:
+    from graphs import AttributionGraph
+
+GRAPH_FILES = (".html", ".svg", ".png", ".pdf", ".dot", ".json")
+
+
+@click.command()
+@click.argument("subject", metavar="[PROMPT]", required=False)
+@click.option(
+    "--max-latents", default=400, show_default=True, metavar="N",
+    help="Latents that become nodes, strongest first; the others stay in their error node.",
+)  # fmt: skip
+@click.option(
+    "--keep-influence", default=0.8, show_default=True, metavar="SHARE",
+    help="Share of the nodes' influence that the pictures keep, 0 to 1.",
+)  # fmt: skip
+@click.option(
+    "--downstream", type=click.Choice(["recompute", "freeze"]), default="recompute",
+    show_default=True,
+    help="In a node's effect, errors downstream follow the change or keep their values.",
+)  # fmt: skip
+@click.option(
+    "--attention", type=click.Choice(["frozen", "live"]), default="frozen", show_default=True,
+    help="Attention patterns in the edges.",
+)  # fmt: skip
+@click.option(
+    "--norms", type=click.Choice(["frozen", "live"]), default="frozen", show_default=True,
+    help="Norm scales in the edges.",
+)  # fmt: skip
+@click.option("--top", default=10, show_default=True, metavar="N", help="Latents printed.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
+    help="Where to write, by suffix: .html, .svg, .png, .pdf, .dot (pruned) or .json (everything, "
+    "for ablate and faithfulness). May be repeated.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace files that exist.")
+@asks
+def trace(
+    asked: Asked,
+    max_latents: int,
+    keep_influence: float,
+    downstream: str,
+    attention: str,
+    norms: str,
+    top: int,
+    out: tuple[Path, ...],
+    force: bool,
+) -> None:
+    """Attribute the answer to PROMPT to latents, and draw the graph of what moves what.
+
+    Every active latent is scored by gradient x activation: how much of the metric would be lost,
+    to first order, if it were off, in the metric's units (logits for a logit difference). Direct
+    effects between the strongest become edges. What is printed and drawn is attributed, not
+    measured: test it with `circuits ablate`.
+
+    \b
+    Example:
+      circuits trace "when Mary and John went to the store , John gave a drink to" \\
+          --target Mary --foil John --out ioi.html --out ioi.json
+    """
+    from attribution import attribute
+    from experiments.records import check_output
+    from graphs import AttributionGraph, label_latents, prune, render
+
+    for path in out:
+        check_output(path, GRAPH_FILES, overwrite=force)
+    question = answerable(asked, graphs=False)
+    attribution = attribute(
+        question.model,
+        question.prompt,
+        question.metric,
+        max_latents=max_latents,
+        downstream=downstream,
+        attention=attention,
+        norms=norms,
+    )
+    graph = AttributionGraph.from_attribution(attribution)
+    if question.task:
+        graph = replace(graph, provenance={**graph.provenance, "task": question.task})
+    graph = label_latents(question.model, graph)
+    pruned = prune(graph, keep_influence=keep_influence)
+    for path in out:
+        if path.suffix == ".json":
+            graph.save(path, overwrite=force)
+        else:
+            render(pruned, path, overwrite=force)
+    _summarise(question, graph, pruned, top)
+    for path in out:
+        click.echo(f"wrote {path}")
+
+
+def _summarise(
+    question: Question, graph: AttributionGraph, pruned: AttributionGraph, top: int
+) -> None:
+    from experiments.commands.tables import attributed_table
+    from graphs import completeness_score, replacement_score
+
+    settings = graph.provenance["settings"]
+    last = graph.provenance["pruned"][-1] if "pruned" in graph.provenance else None
+    assert last is None, "scores are of the graph before pruning"
+    share = pruned.provenance["pruned"][-1]["keep_influence"]
+    click.echo(f"{question.model.name}: {question.prompt.text!r}")
+    click.echo(f"metric  {question.metric.name} = {graph.metric_value:+.3f}")
+    click.echo(
+        f"graph   {_counts(graph)}; {settings['latents_chosen']} of "
+        f"{settings['latents_active']} active latents"
+    )
+    click.echo(f"pruned  {_counts(pruned)} hold {share:.0%} of the influence")
+    click.echo(
+        f"scores  replacement {replacement_score(graph):.2f}, completeness "
+        f"{completeness_score(graph):.2f} (share of the influence that is not from errors)"
+    )
+    click.echo(
+        f"\nstrongest latents, attributed by {settings['estimator']} "
+        f"against {settings['reference']}, downstream {settings['downstream']}:"
+    )
+    click.echo(attributed_table(graph, top))
+
+
+def _counts(graph: AttributionGraph) -> str:
+    nodes, edges = graph.digraph.number_of_nodes(), graph.digraph.number_of_edges()
+    return f"{nodes:,} nodes, {edges:,} edges"

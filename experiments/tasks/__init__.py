@@ -1,0 +1,28 @@
+"""What the bundled model does, one task each: `TASKS["ioi"].prompts()`."""
+
+from experiments.tasks.agreement import ACROSS_PP, ACROSS_RC, SIMPLE, WITHIN_RC
+from experiments.tasks.capitals import CITY_CAPITAL, CITY_COUNTRY, COUNTRY_CAPITAL
+from experiments.tasks.greater_than import GREATER_THAN
+from experiments.tasks.induction import INDUCTION
+from experiments.tasks.ioi import IOI
+from experiments.tasks.pronouns import PRONOUNS
+from experiments.tasks.task import Task
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        IOI,
+        SIMPLE,
+        ACROSS_PP,
+        ACROSS_RC,
+        WITHIN_RC,
+        GREATER_THAN,
+        INDUCTION,
+        PRONOUNS,
+        CITY_COUNTRY,
+        COUNTRY_CAPITAL,
+        CITY_CAPITAL,
+    )
+}
+
+__all__ = ["TASKS", "Task"]

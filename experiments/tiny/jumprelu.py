@@ -1,0 +1,136 @@
+"""Training a JumpReLU dictionary with straight-through estimators (arXiv 2407.14435).
+
+1. Scale: the activations around their mean get mean squared norm 1.
+2. Train: squared error plus a sparsity penalty that reaches the thresholds alone, through a
+   rectangle of width `bandwidth` around each (equations 11 and 12); unit-norm decoder rows.
+3. Fold: the scale goes into the weights, so that the dictionary reads raw activations.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from circuits.dictionaries import Dictionary
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides a dictionary, together with its activations.
+
+    Attributes:
+        target_l0: The penalty is `sparsity * (L0 / target_l0 - 1)^2` (appendix of the paper), so
+            that every site ends near the same number of active latents.
+        dead_after: A latent that is off for so many steps is pulled up until it is on again.
+        pull: Weight of that pull, on the distance of its pre-activation below its threshold.
+    """
+
+    d_sae: int = 1024
+    target_l0: float = 22.0
+    steps: int = 2500
+    batch: int = 2048
+    learning_rate: float = 2e-3
+    warmup: int = 600
+    bandwidth: float = 0.03
+    threshold: float = 0.03
+    sparsity: float = 0.1
+    dead_after: int = 100
+    pull: float = 1e-3
+    seed: int = 0
+
+
+class _Gate(torch.autograd.Function):
+    """acts = pre * H(pre - threshold) and on = H(pre - threshold), with the paper's gradients.
+
+    With K the rectangle of width `bandwidth`: d acts / d pre = H, d acts / d threshold =
+    -(threshold / bandwidth) K (equation 11), d on / d threshold = -(1 / bandwidth) K (equation 12).
+    """
+
+    @staticmethod
+    def forward(ctx, pre: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+        on = (pre > threshold).to(pre.dtype)
+        ctx.save_for_backward(pre, threshold, on)
+        ctx.bandwidth = bandwidth
+        return pre * on, on
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        acts_grad, on_grad = grads
+        pre, threshold, on = ctx.saved_tensors
+        near = (pre - threshold).abs() < ctx.bandwidth / 2
+        to_threshold = (threshold * acts_grad + on_grad) * near
+        return acts_grad * on, -to_threshold.sum(0) / ctx.bandwidth, None
+
+
+class JumpReLU(nn.Module):
+    """The dictionary while it is trained, on scaled activations."""
+
+    def __init__(self, x: Tensor, recipe: Recipe) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(recipe.seed)
+        directions = torch.randn(recipe.d_sae, x.shape[1], generator=generator)
+        directions /= directions.norm(dim=1, keepdim=True)
+        mean = x.mean(0)
+        self.W_dec = nn.Parameter(directions)
+        self.W_enc = nn.Parameter(directions.T.clone())
+        self.b_enc = nn.Parameter(-mean @ self.W_enc.detach())
+        self.b_dec = nn.Parameter(mean)
+        self.log_threshold = nn.Parameter(torch.full((recipe.d_sae,), recipe.threshold).log())
+        self.bandwidth = recipe.bandwidth
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction [token, d], which latents are on [token, d_sae], pre-activations."""
+        pre = x @ self.W_enc + self.b_enc
+        threshold = self.log_threshold.exp()
+        acts, on = _Gate.apply(pre, threshold, self.bandwidth)  # thresholds are above zero
+        return acts @ self.W_dec + self.b_dec, on, pre
+
+    @torch.no_grad()
+    def fold(self, scale: Tensor) -> Dictionary:
+        """The same dictionary on raw activations; decoder rows keep norm 1."""
+        return Dictionary(
+            W_enc=self.W_enc.detach().clone(),
+            b_enc=self.b_enc * scale,
+            threshold=self.log_threshold.exp() * scale,
+            W_dec=self.W_dec.detach().clone(),
+            b_dec=self.b_dec * scale,
+        )
+
+
+def fit(raw: Tensor, recipe: Recipe) -> Iterator[tuple[float, float, Dictionary | None]]:
+    """Train on raw activations [token, d]: yields squared error and L0 each step, and at last the
+    dictionary."""
+    scale = (raw - raw.mean(0)).square().sum(1).mean().sqrt()
+    x = raw / scale
+    model = JumpReLU(x, recipe)
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe))
+    generator = torch.Generator().manual_seed(recipe.seed)
+    silent = torch.zeros(recipe.d_sae)  # steps since each latent was last on
+    for step in range(recipe.steps):
+        rows = x[torch.randint(len(x), (recipe.batch,), generator=generator)]
+        output, on, pre = model(rows)
+        error = (output - rows).square().sum(1).mean()
+        l0 = on.sum(1).mean()
+        ramp = min(1.0, (step + 1) / recipe.warmup)
+        loss = error + ramp * recipe.sparsity * (l0 / recipe.target_l0 - 1) ** 2
+        silent = torch.where(on.detach().any(0), 0, silent + 1)
+        dead = silent > recipe.dead_after
+        if dead.any():
+            below = torch.relu(model.log_threshold.exp()[dead] - pre[:, dead])
+            loss = loss + recipe.pull * below.sum(1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            model.W_dec /= model.W_dec.norm(dim=1, keepdim=True)
+        last = step == recipe.steps - 1
+        yield error.item(), l0.item(), model.fold(scale) if last else None
+
+
+def _rate(step: int, recipe: Recipe) -> float:
+    """Constant after a short start, then linearly to zero over the last third."""
+    left = (recipe.steps - step) / recipe.steps
+    return min(1.0, (step + 1) / 50, 3 * left)

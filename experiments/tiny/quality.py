@@ -1,0 +1,180 @@
+"""How good the bundled model and its dictionaries are, on held-out text, as Markdown tables.
+
+1. Tasks: the model alone, and with all dictionaries at once and error terms dropped.
+2. Sites: explained variance, L0, dead latents, and the loss recovered by each dictionary alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import Gemma2ForCausalLM
+
+from circuits.dictionaries import Dictionary
+from circuits.files import check_writable, write_atomically
+from circuits.gemma_scope import dictionaries_from_folder
+from circuits.sites import Site
+from experiments.tasks import TASKS
+from experiments.tiny.activations import Replace, batches, collect, hooked, reads
+from experiments.tiny.language import PAD, encode, token_ids
+from experiments.tiny.train_dictionaries import load_model
+from experiments.tiny.train_model import BUNDLED
+
+SEED = 1000  # of the text measured on; training uses small ones
+
+
+@dataclass(frozen=True)
+class SiteQuality:
+    """One dictionary on held-out text.
+
+    Attributes:
+        explained: 1 - |x - x_hat|^2 / |x - mean|^2, summed over tokens.
+        l0: Active latents per token.
+        dead: Share of the latents that are never active.
+        recovered: (loss(zero) - loss(spliced)) / (loss(zero) - loss(model)), each with this site
+            alone changed.
+    """
+
+    explained: float
+    l0: float
+    dead: float
+    recovered: float
+
+
+def spliced(dictionary: Dictionary, here: Tensor) -> Replace:
+    """The reconstruction in place of the activation, error dropped, where dictionaries read."""
+    return lambda x: torch.where(here[..., None], dictionary.decode(dictionary.encode(x)), x)
+
+
+def zeroed(here: Tensor) -> Replace:
+    """Nothing in place of the activation, where dictionaries read."""
+    return lambda x: torch.where(here[..., None], 0.0, x)
+
+
+@torch.no_grad()
+def loss(model: Gemma2ForCausalLM, texts: list[Tensor], change=lambda here: {}) -> float:
+    """Mean nats per token on batches of ids, each site passed through what `change(here)` gives."""
+    total, count = 0.0, 0
+    for ids in texts:
+        with hooked(model, change(reads(ids))):
+            logits = model(input_ids=ids, use_cache=False).logits
+        following = ids[:, 1:].flatten()
+        pad = token_ids()[PAD]
+        total += F.cross_entropy(
+            logits[:, :-1].flatten(0, 1), following, ignore_index=pad, reduction="sum"
+        ).item()
+        count += int((following != pad).sum())
+    return total / count
+
+
+@torch.no_grad()
+def task_success(
+    model: Gemma2ForCausalLM, name: str, n: int, change=lambda here: {}, seed: int = SEED
+) -> float:
+    """Mean success on `n` held-out prompts: accuracy, or probability mass where a task says so."""
+    task = TASKS[name]
+    prompts = task.prompts("heldout", n=n, seed=seed)
+    ids = encode([prompt.text for prompt in prompts])
+    with hooked(model, change(reads(ids))):
+        logits = model(input_ids=ids, use_cache=False).logits
+    ends = (ids != token_ids()[PAD]).sum(1) - 1
+    scores = [
+        task.success(prompt, logits[row, end], token_ids().__getitem__)
+        for row, (prompt, end) in enumerate(zip(prompts, ends, strict=True))
+    ]
+    return sum(scores) / len(scores)
+
+
+@torch.no_grad()
+def site_quality(
+    model: Gemma2ForCausalLM, site: Site, dictionary: Dictionary, x: Tensor, texts: list[Tensor]
+) -> SiteQuality:
+    """The quality of one dictionary, on activations `x` [token, d] and batches of ids."""
+    left, active, on = 0.0, 0.0, torch.zeros(dictionary.d_sae, dtype=torch.bool)
+    for part in x.split(8192):
+        acts = dictionary.encode(part)
+        left += (part - dictionary.decode(acts)).square().sum().item()
+        active += (acts > 0).sum().item()
+        on |= (acts > 0).any(0)
+    zero = loss(model, texts, lambda here: {site: zeroed(here)})
+    alone = loss(model, texts, lambda here: {site: spliced(dictionary, here)})
+    plain = loss(model, texts)
+    return SiteQuality(
+        explained=1 - left / (x - x.mean(0)).square().sum().item(),
+        l0=active / len(x),
+        dead=1 - on.float().mean().item(),
+        recovered=(zero - alone) / (zero - plain),
+    )
+
+
+def all_at_once(dictionaries: Mapping[Site, Dictionary], here: Tensor) -> dict[Site, Replace]:
+    """Every site its reconstruction, errors dropped."""
+    return {site: spliced(dictionary, here) for site, dictionary in dictionaries.items()}
+
+
+def report(out: Path, n_prompts: int, n_tokens: int) -> str:
+    """The tables, as Markdown."""
+    model = load_model(out)
+    dictionaries = dictionaries_from_folder(out / "dictionaries", width="1k")
+    texts = list(islice(batches(SEED, "heldout"), 12))
+    every = partial(all_at_once, dictionaries)
+    lines = [
+        f"Held-out prompts, {n_prompts} a task at most: share answered right (greater_than: "
+        "probability on the valid years).",
+        "",
+        "| task | model | all 12 dictionaries, errors dropped |",
+        "| --- | ---: | ---: |",
+    ]
+    for name in tqdm(TASKS, desc="tasks"):
+        alone = task_success(model, name, n_prompts)
+        lines.append(f"| {name} | {alone:.4f} | {task_success(model, name, n_prompts, every):.4f} |")
+    plain, spliced_loss = loss(model, texts), loss(model, texts, every)
+    nothing = loss(model, texts, lambda here: {site: zeroed(here) for site in dictionaries})
+    share = (nothing - spliced_loss) / (nothing - plain)
+    lines += [
+        "",
+        f"Loss on held-out text, nats per token: {plain:.4f} for the model, {spliced_loss:.4f} with "
+        f"all {len(dictionaries)} dictionaries at once and errors dropped ({share:.1%} of what "
+        f"zeroing every site loses, {nothing:.4f}).",
+        "",
+        f"Each dictionary alone, on {n_tokens:,} held-out tokens:",
+        "",
+        "| site | explained variance | mean L0 | dead latents | loss recovered |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    activations = collect(
+        model, tuple(dictionaries), n_tokens=n_tokens, seed=SEED + 1, split="heldout"
+    )
+    for site, dictionary in tqdm(dictionaries.items(), desc="sites"):
+        q = site_quality(model, site, dictionary, activations.pop(site), texts)
+        lines.append(
+            f"| {site} | {q.explained:.3f} | {q.l0:.1f} | {q.dead:.1%} | {q.recovered:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+@click.command(help=__doc__)
+@click.option("--out", type=click.Path(path_type=Path), default=BUNDLED, show_default="bundled")
+@click.option("--prompts", default=300, show_default=True, help="Prompts a task.")
+@click.option("--tokens", default=200_000, show_default=True, help="Held-out tokens for the sites.")
+@click.option("--save", type=click.Path(path_type=Path), help="Also write the tables to this file.")
+@click.option("--force", is_flag=True, help="Replace that file.")
+def main(out: Path, prompts: int, tokens: int, save: Path | None, force: bool) -> None:
+    torch.set_num_threads(1)
+    if save is not None:
+        check_writable(save, overwrite=force)
+    text = report(out, prompts, tokens)
+    click.echo(text)
+    if save is not None:
+        write_atomically(save, text, overwrite=force)
+
+
+if __name__ == "__main__":
+    main()

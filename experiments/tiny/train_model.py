@@ -1,0 +1,175 @@
+"""Train the bundled model: a small Gemma 2 on the small language.
+
+1. Build: every part of Gemma 2 at work, weights from the seed.
+2. Train: weighted next-token cross-entropy; Muon for the layers' matrices, AdamW for the rest.
+3. Save: a Hugging Face folder, and a record of the run beside it.
+"""
+
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+import click
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from circuits.errors import UserError
+from circuits.files import write_atomically
+from experiments.tiny.language import (
+    build_tokenizer,
+    encode_rows,
+    example_texts,
+    long_rows,
+    sentences,
+    vocabulary,
+)
+from experiments.tiny.muon import Muon
+
+BUNDLED = Path(__file__).parents[2] / "circuits" / "bundled" / "tiny"
+RECORDED = 20  # losses kept, for the test that retraces the start of the training
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the weights, together with the language."""
+
+    seed: int = 0
+    steps: int = 2000
+    sentences: int = 64  # rows of one sentence in a step
+    long_rows: int = 16  # rows of up to LONG_ROW tokens in a step
+    hidden_rate: float = 0.02  # Muon: the layers' matrices
+    rate: float = 3e-3  # AdamW: the embedding and the norms
+    warmup: int = 100
+    weight_decay: float = 0.05  # of the layers' matrices
+    clip: float = 1.0
+
+
+def build(seed: int) -> Gemma2ForCausalLM:
+    """The untrained model: 4 layers, the even ones with a window of 16 tokens."""
+    config = Gemma2Config(
+        vocab_size=len(vocabulary()),
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        query_pre_attn_scalar=32,
+        sliding_window=16,
+        max_position_embeddings=64,
+        attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+        attn_implementation="eager",  # the others leave out the soft-cap
+    )
+    torch.manual_seed(seed)
+    return Gemma2ForCausalLM(config)
+
+
+def batches(settings: Settings) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Ids and weights of one step: sentences in three groups of like length, and the long rows."""
+    rng = Random(settings.seed)
+    singles, longs = sentences(rng), long_rows(rng)
+    third = math.ceil(settings.sentences / 3)
+    while True:
+        rows = sorted(
+            ([sentence] for sentence in islice(singles, settings.sentences)),
+            key=lambda row: len(row[0].text.split()),
+        )
+        groups = [rows[start : start + third] for start in range(0, len(rows), third)]
+        yield [encode_rows(group) for group in (*groups, list(islice(longs, settings.long_rows)))]
+
+
+def training(model: Gemma2ForCausalLM, settings: Settings) -> Iterator[float]:
+    """Train `model` in place, one step for each loss taken (weighted mean, before the step)."""
+    hidden = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    others = [p for p in model.parameters() if p.ndim == 1 or p.shape[0] == len(vocabulary())]
+    optimizers = (
+        Muon(hidden, lr=settings.hidden_rate, weight_decay=settings.weight_decay),
+        torch.optim.AdamW(others, lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.0),
+    )
+    for step, groups in enumerate(islice(batches(settings), settings.steps)):
+        for optimizer, rate in zip(
+            optimizers, (settings.hidden_rate, settings.rate), strict=True
+        ):
+            optimizer.param_groups[0]["lr"] = rate * _share(step, settings)
+            optimizer.zero_grad()
+        loss = _backward(model, groups)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        for optimizer in optimizers:
+            optimizer.step()
+        yield loss
+
+
+def _share(step: int, settings: Settings) -> float:
+    """Of the learning rates: a linear warm-up, then a cosine to zero."""
+    cosine = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    return min((step + 1) / settings.warmup, cosine)
+
+
+def _backward(model: Gemma2ForCausalLM, groups: list[tuple[Tensor, Tensor]]) -> float:
+    """Gradients of the weighted mean of the next-token loss, over all rows of a step."""
+    whole = sum(weights[:, 1:].sum().item() for _, weights in groups)
+    total = 0.0
+    for ids, weights in groups:
+        logits = model(input_ids=ids, use_cache=False).logits
+        each = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+        loss = (each * weights[:, 1:]).sum() / whole  # padding has weight 0
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+@click.command(help=__doc__)
+@click.option("--out", type=click.Path(path_type=Path), default=BUNDLED, show_default="bundled")
+@click.option("--steps", type=int, default=Settings.steps, show_default=True)
+@click.option("--seed", type=int, default=Settings.seed, show_default=True)
+@click.option("--threads", type=int, default=2, show_default=True, help="Threads of torch.")
+@click.option("--force", is_flag=True, help="Replace the model that is there.")
+def main(out: Path, steps: int, seed: int, threads: int, force: bool) -> None:
+    folder = out / "model"
+    if folder.exists() and not force:
+        raise click.UsageError(f"{folder} exists already; pass --force or another --out")
+    if steps < 1:
+        raise click.UsageError(f"--steps {steps}: give at least 1")
+    torch.set_num_threads(threads)
+    settings = Settings(seed=seed, steps=steps)
+    model = build(seed)
+    started, cpu = time.perf_counter(), time.process_time()
+    losses = list(tqdm(training(model, settings), total=steps, desc="training the model"))
+    record = {
+        "command": f"python -m experiments.tiny.train_model --steps {steps} --seed {seed}",
+        "settings": asdict(settings),
+        "losses": losses[:RECORDED],
+        "final_loss": sum(losses[-100:]) / len(losses[-100:]),
+        "wall_seconds": round(time.perf_counter() - started),
+        "cpu_seconds": round(time.process_time() - cpu),
+        "threads": threads,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    (out / "texts.txt").write_text("\n".join(example_texts()) + "\n")
+    try:
+        write_atomically(out / "training.json", json.dumps(record, indent=1) + "\n", overwrite=force)
+    except UserError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(f"{folder}: loss {record['final_loss']:.4f} after {record['wall_seconds']} s")
+
+
+if __name__ == "__main__":
+    main()

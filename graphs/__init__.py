@@ -1,0 +1,20 @@
+"""The feature graph: build, prune, score, draw, export."""
+
+from graphs.graph import AttributionGraph
+from graphs.influence import influence
+from graphs.labels import label_latents
+from graphs.measured import with_measured
+from graphs.prune import prune
+from graphs.render import render
+from graphs.scores import completeness_score, replacement_score
+
+__all__ = [
+    "AttributionGraph",
+    "completeness_score",
+    "influence",
+    "label_latents",
+    "prune",
+    "render",
+    "replacement_score",
+    "with_measured",
+]

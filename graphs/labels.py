@@ -1,0 +1,4 @@
+"""stub"""
+
+
+def label_latents(model, graph, texts=None): ...

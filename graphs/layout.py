@@ -1,0 +1,176 @@
+"""Where every node goes: a column for each token, a row for each layer and site.
+
+Tokens are at the bottom, the output on top, so every edge runs upwards. Nodes that share a cell
+stand side by side, strongest effect first, on further lines when there are many; columns are as
+wide and rows as high as their fullest cell. Units are points, y grows upwards, boxes are given by
+their centres.
+"""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, Node, TokenNode
+from circuits.sites import KINDS, Site
+from graphs.graph import AttributionGraph
+from graphs.text import visible, width
+
+GAP = 6.0
+ROW_GAP = 34.0
+LABEL_WIDTH = 52.0  # left of the columns, for the rows' names
+LATENT = (86.0, 38.0)
+ERROR = (64.0, 38.0)
+BIAS = (62.0, 28.0)
+WORD_SIZE, LOGIT_SIZE = 9.0, 10.0
+IN_CELL = (LatentNode, BiasNode, ErrorNode, TokenNode, LogitNode)
+
+
+@dataclass(frozen=True)
+class Box:
+    """A node's place: its centre and its size."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Band:
+    """A row or column: its name, its extent and, for the row of a site, the layer."""
+
+    name: str
+    start: float
+    end: float
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The whole picture: boxes by node, rows from the bottom up, columns from the left."""
+
+    boxes: dict[Node, Box]
+    rows: tuple[Band, ...]
+    columns: tuple[Band, ...]
+    width: float
+    height: float
+
+
+def layout(graph: AttributionGraph, *, per_line: int = 2) -> Layout:
+    """Place the nodes of `graph`, at most `per_line` side by side in a cell."""
+    cells = _cells(graph)
+    lines = {key: _lines(nodes, graph, per_line) for key, nodes in cells.items()}
+    rows = _rows(lines)
+    columns = _columns(lines, graph)
+    boxes = {}
+    for (row, column), stacked in lines.items():
+        _place(stacked, graph, rows[row], columns[column], boxes)
+    return Layout(
+        boxes={node: boxes[node] for node in graph.digraph},
+        rows=tuple(rows.values()),
+        columns=tuple(columns.values()),
+        width=max(band.end for band in columns.values()),
+        height=max(band.end for band in rows.values()),
+    )
+
+
+def size(node: Node, graph: AttributionGraph) -> tuple[float, float]:
+    """Width and height of a node's box."""
+    match node:
+        case LatentNode():
+            return LATENT
+        case ErrorNode():
+            return ERROR
+        case BiasNode():
+            return BIAS
+        case TokenNode(pos):
+            return max(
+                30.0, min(110.0, width(visible(graph.words[pos]).strip(), WORD_SIZE) + 12)
+            ), 22.0
+        case LogitNode(name):
+            return max(90.0, min(260.0, width(visible(name), LOGIT_SIZE, bold=True) + 20)), 40.0
+
+
+def _cells(graph: AttributionGraph) -> dict[tuple, list[Node]]:
+    """Nodes by (row, column): a row is a site's order, tokens below and output above all sites."""
+    last = len(graph.words) - 1
+    cells = defaultdict(list)
+    for node in graph.digraph:
+        match node:
+            case TokenNode(pos):
+                key = (-1, 0), pos
+            case LogitNode():
+                key = (math.inf, 0), last
+            case BiasNode(site):
+                key = site.order, -1
+            case LatentNode(site, _, pos) | ErrorNode(site, pos):
+                key = site.order, pos
+        cells[key].append(node)
+    return cells
+
+
+def _lines(nodes: list[Node], graph: AttributionGraph, per_line: int) -> list[list[Node]]:
+    """A cell's nodes, strongest first and errors last, cut into lines of nearly equal length."""
+    effect = graph.digraph.nodes
+    ordered = sorted(
+        nodes, key=lambda node: (IN_CELL.index(type(node)), -abs(effect[node]["effect"]))
+    )
+    n_lines = math.ceil(len(ordered) / per_line)
+    length = math.ceil(len(ordered) / n_lines)
+    return [ordered[i : i + length] for i in range(0, len(ordered), length)]
+
+
+def _rows(lines: dict[tuple, list[list[Node]]]) -> dict[tuple, Band]:
+    bands, bottom = {}, 0.0
+    for row in sorted({row for row, _ in lines}):
+        here = [stacked for (other, _), stacked in lines.items() if other == row]
+        height = LATENT[1] if row[0] >= 0 else 22.0
+        most = max(len(stacked) for stacked in here)
+        end = bottom + most * height + (most - 1) * GAP + ROW_GAP
+        name, layer = _row_name(row)
+        bands[row] = Band(name, bottom, end, layer)
+        bottom = end
+    return bands
+
+
+def _row_name(row: tuple) -> tuple[str, int | None]:
+    if row[0] == -1:
+        return "tokens", None
+    if row[0] == math.inf:
+        return "output", None
+    return str(Site(row[0], KINDS[row[1]])), row[0]
+
+
+def _columns(lines: dict[tuple, list[list[Node]]], graph: AttributionGraph) -> dict[int, Band]:
+    has_bias = any(column == -1 for _, column in lines)
+    bands, left = {}, LABEL_WIDTH
+    for column in range(-1 if has_bias else 0, len(graph.words)):
+        here = [stacked for (_, other), stacked in lines.items() if other == column]
+        widths = [_line_width(line, graph) for stacked in here for line in stacked]
+        end = left + max(widths, default=30.0) + 2 * GAP
+        bands[column] = Band("bias" if column == -1 else visible(graph.words[column]), left, end)
+        left = end
+    return bands
+
+
+def _line_width(line: list[Node], graph: AttributionGraph) -> float:
+    return sum(size(node, graph)[0] for node in line) + GAP * (len(line) - 1)
+
+
+def _place(
+    stacked: list[list[Node]],
+    graph: AttributionGraph,
+    row: Band,
+    column: Band,
+    boxes: dict[Node, Box],
+) -> None:
+    """Centre the lines of one cell in it, the first line on top."""
+    heights = [max(size(node, graph)[1] for node in line) for line in stacked]
+    top = (row.start + row.end + sum(heights) + GAP * (len(heights) - 1)) / 2
+    for line, height in zip(stacked, heights, strict=True):
+        left = (column.start + column.end - _line_width(line, graph)) / 2
+        for node in line:
+            own_width, own_height = size(node, graph)
+            boxes[node] = Box(left + own_width / 2, top - height / 2, own_width, own_height)
+            left += own_width + GAP
+        top -= height + GAP

@@ -1,0 +1,248 @@
+"""An edge is what an intervention measures; edges sum to pre-activations and chain to effects."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from conftest import TEXT, random_dictionaries
+
+from attribution import attribute, logit_diff
+from attribution.edges import find_sources, local_pass
+from attribution.metrics import bind
+from circuits import (
+    KINDS,
+    BiasNode,
+    ErrorNode,
+    LatentNode,
+    LogitNode,
+    Site,
+    TokenNode,
+    UserError,
+    splice,
+)
+from circuits.freeze import Freeze
+
+METRIC = logit_diff("w3", "w4")
+CHOICES = [KINDS, ("attn", "mlp"), ("mlp", "resid"), ("attn",), ("mlp",), ("resid",)]
+
+
+@pytest.fixture(scope="module", params=CHOICES, ids="+".join)
+def some(request, bridge):
+    """The model with some kinds of site spliced."""
+    chosen = {s: d for s, d in random_dictionaries().items() if s.kind in request.param}
+    return splice(bridge, chosen, name="random")
+
+
+def is_target(node):
+    return isinstance(node, LatentNode | LogitNode)
+
+
+@pytest.mark.parametrize("max_latents", [None, 100])
+def test_where_the_stretch_is_linear_edges_sum_to_the_pre_activation(some, max_latents):
+    """Norms and patterns frozen, no MLP between: also when latents are left out of the graph."""
+    a = attribute(some, TEXT, METRIC, max_latents=max_latents, norms="frozen")
+    kinds = {site.kind for site in some.sites}
+    sums = a.edges.to_dense().double().sum(1)
+    activations = some.activations(some.tokens(TEXT))[1]
+    tested = 0
+    for i, node in enumerate(a.nodes):
+        if not isinstance(node, LatentNode):
+            continue
+        behind_an_mlp = node.site.kind == "mlp" or (
+            "mlp" not in kinds and (node.site.layer > 0 or node.site.kind == "resid")
+        )
+        if behind_an_mlp:
+            continue
+        d = some.dictionaries[node.site]
+        pre = d.pre_acts(activations[node.site][0, node.pos])[node.latent].item()
+        assert sums[i].item() == pytest.approx(pre, rel=1e-4, abs=1e-5)
+        tested += 1
+    assert tested or kinds <= {"mlp", "resid"}
+
+
+@pytest.mark.parametrize("setting", ["frozen", "live"])
+def test_the_chain_of_all_edges_is_the_frozen_total_effect(some, setting):
+    """Neumann series over the unpruned graph against autograd, for every node."""
+    a = attribute(
+        some, TEXT, METRIC, max_latents=None, downstream="freeze", attention=setting, norms=setting
+    )
+    edges = a.edges.to_dense().double()
+    acts = a.acts.double()
+    through = torch.tensor([isinstance(node, LatentNode) for node in a.nodes])
+    arriving = torch.zeros(len(a.nodes), dtype=torch.double)
+    arriving[-1] = 1.0  # at the metric
+    total = torch.zeros_like(arriving)
+    for _ in range(len(some.sites) + 2):
+        step = arriving @ edges  # effect of every source over one more edge
+        total += step
+        arriving = torch.where(through, step / acts, 0.0)  # per unit of activation
+    assert arriving.abs().max() == 0
+    effects = a.effects.double()
+    scale = effects[:-1].abs().max()
+    assert (total[:-1] - effects[:-1]).abs().max() < 1e-4 * scale
+
+
+def clean_values(model, ids):
+    """Patterns and norm scales of the clean run, read with hooks of the test's own."""
+    kept = {}
+
+    def keep(x, hook):
+        kept[hook.name] = x.detach()
+
+    names = [n for n in model.bridge.hook_dict if n.endswith((".hook_pattern", ".hook_in"))]
+    norms = ("ln1", "ln1_post", "ln2", "ln2_post", "ln_final")
+    names = [n for n in names if "pattern" in n or n.split(".")[-2] in norms]
+    with model.bridge.hooks(fwd_hooks=[(n, keep) for n in names]), torch.no_grad():
+        model.bridge(ids)
+    return kept
+
+
+def held(model, kept):
+    """Hooks that put the clean patterns and norm scales in the place of the pass's own."""
+    hooks = []
+    for name, clean in kept.items():
+        if name.endswith("hook_pattern"):
+            hooks.append((name, lambda x, hook, clean=clean: clean))
+            continue
+        norm = name.removesuffix(".hook_in")
+        factor = torch.rsqrt(clean.pow(2).mean(-1, keepdim=True) + 1e-6)
+        inputs = {}
+        hooks.append((name, lambda x, hook, inputs=inputs: inputs.update(x=x)))
+
+        def out(y, hook, inputs=inputs, factor=factor, norm=norm):
+            return inputs["x"] * factor * gain(model, norm)
+
+        hooks.append((f"{norm}.hook_out", out))
+    return model.bridge.hooks(fwd_hooks=hooks)
+
+
+def gain(model, norm):
+    hf = model.bridge.original_model.model
+    if norm == "ln_final":
+        return 1 + hf.norm.weight
+    _, layer, name = norm.split(".")
+    long = {
+        "ln1": "input_layernorm",
+        "ln1_post": "post_attention_layernorm",
+        "ln2": "pre_feedforward_layernorm",
+        "ln2_post": "post_feedforward_layernorm",
+    }
+    return 1 + getattr(hf.layers[int(layer)], long[name]).weight
+
+
+def vector_of(node, sources):
+    """What the node adds at its leaf: leaf, vector `[pos, d]`."""
+    site = None if isinstance(node, TokenNode) else node.site
+    source = sources[site]
+    vector = torch.zeros_like(source.vectors)
+    if isinstance(node, BiasNode):
+        return site, source.bias
+    if isinstance(node, LatentNode):
+        return site, None
+    vector[node.pos] = source.vectors[node.pos]
+    return site, vector
+
+
+@pytest.mark.parametrize("setting", ["frozen", "live"])
+def test_every_edge_is_a_finite_difference(some, setting):
+    """Nudge the source by h, hold the other sites, read the target's pre-activation."""
+    a = attribute(some, TEXT, METRIC, max_latents=60, attention=setting, norms=setting)
+    ids = some.tokens(TEXT)
+    frozen = setting == "frozen"
+    cut = local_pass(some, ids, bind(METRIC, some), Freeze(frozen, frozen))
+    sources = find_sources(some, a.nodes, cut)
+    edges = a.edges.to_dense()
+    kept = clean_values(some, ids) if frozen else None
+    generator = torch.Generator().manual_seed(0)
+    strong = edges.abs().sum(0).topk(8).indices.tolist()
+    others = torch.randperm(len(a.nodes) - 1, generator=generator)[:8].tolist()
+    is_bias = [i for i, n in enumerate(a.nodes) if isinstance(n, BiasNode)][:2]
+    scale = edges.abs().max().item()
+    for s in {*strong, *others, *is_bias}:
+        node = a.nodes[s]
+        leaf, vector = vector_of(node, sources)
+        if vector is None:
+            vector = torch.zeros_like(sources[leaf].vectors)
+            vector[node.pos] = a.acts[s] * some.dictionaries[leaf].W_dec[node.latent]
+        h = 1e-2 / max(1.0, vector.norm().item())
+        up, down = (
+            read_targets(some, ids, a.nodes, cut, leaf, sign * h * vector, kept) for sign in (1, -1)
+        )
+        measured = (up - down) / (2 * h)
+        expected = edges[:, s].clone()
+        if isinstance(node, BiasNode):  # b_enc is added by its own site, not sent through the model
+            for i, target in enumerate(a.nodes):
+                if isinstance(target, LatentNode) and target.site == node.site:
+                    expected[i] -= some.dictionaries[node.site].b_enc[target.latent]
+        assert (measured - expected).abs().max() < 5e-3 * scale, node
+
+
+def read_targets(model, ids, nodes, cut, leaf, nudge, kept):
+    """Pre-activations of all latents and the metric, every site held at its clean output."""
+    seen = {}
+
+    def hold(site):
+        def hook(x):
+            seen[site] = x
+            out = cut.leaves[site].detach()
+            return out + nudge if site == leaf else out
+
+        return hook
+
+    with torch.no_grad(), held(model, kept) if kept else nullcontext():
+        logits = model.forward(ids, {s: hold(s) for s in model.sites}, embedding=hold(None))
+    values = torch.zeros(len(nodes))
+    values[-1] = bind(METRIC, model)(logits)[0]
+    pre = {s: model.dictionaries[s].pre_acts(seen[s])[0] for s in model.sites}
+    for i, node in enumerate(nodes):
+        if isinstance(node, LatentNode):
+            values[i] = pre[node.site][node.pos, node.latent]
+    return values
+
+
+def test_batches_of_targets_do_not_change_edges(model):
+    one, many = (
+        attribute(model, TEXT, METRIC, max_latents=50, batch_size=b).edges.to_dense()
+        for b in (1, 64)
+    )
+    torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-5)
+
+
+def test_nodes_are_in_topological_order(model):
+    a = attribute(model, TEXT, METRIC, max_latents=200)
+    target, source = a.edges.indices()
+    assert (source < target).all()
+    assert all(is_target(a.nodes[t]) for t in target.unique())
+    assert len(set(a.nodes)) == len(a.nodes)
+    assert sum(isinstance(n, LatentNode) for n in a.nodes) == 200
+
+
+def test_latents_left_out_are_carried_by_their_error(model):
+    """Effects of a site sum to the same, however many latents become nodes."""
+
+    def by_site(a):
+        sums = dict.fromkeys(model.sites, 0.0)
+        for node, effect in zip(a.nodes, a.effects.tolist(), strict=True):
+            if isinstance(node, LatentNode | ErrorNode):
+                sums[node.site] += effect
+        return sums
+
+    few, all_ = (attribute(model, TEXT, METRIC, max_latents=n) for n in (40, None))
+    for site, total in by_site(all_).items():
+        assert by_site(few)[site] == pytest.approx(total, rel=1e-4, abs=1e-4)
+
+
+def test_a_prompt_of_one_token_has_a_graph(model):
+    a = attribute(model, "w5", METRIC)
+    assert a.edges._nnz() > 0
+
+
+def test_a_site_of_another_model_is_refused(model):
+    with pytest.raises(UserError):
+        attribute(model, TEXT, METRIC, max_latents=-1)
+
+
+def test_chosen_sites_only(bridge):
+    chosen = {s: d for s, d in random_dictionaries().items() if s == Site(1, "mlp")}
+    a = attribute(splice(bridge, chosen), TEXT, METRIC)
+    assert {n.site for n in a.nodes if isinstance(n, LatentNode)} == {Site(1, "mlp")}

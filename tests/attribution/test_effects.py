@@ -1,0 +1,180 @@
+"""A total effect is the derivative of the measured effect; integrated gradients conserve."""
+
+import pytest
+import torch
+from conftest import TEXT
+
+from attribution import integrated_each, integrated_effects, logit_diff, total_effects
+from attribution.metrics import bind
+from circuits import (
+    KINDS,
+    ErrorNode,
+    LatentNode,
+    Prompt,
+    Reference,
+    Site,
+    TokenNode,
+    UserError,
+    corrupted_reference,
+    mean_reference,
+    scale,
+    zero,
+    zero_reference,
+)
+from circuits.interventions import edits
+
+METRIC = logit_diff("w3", "w4")
+PROMPT = Prompt(TEXT, corrupted=TEXT.replace("w5", "w6"))
+SITES = [Site(layer, kind) for layer in range(3) for kind in KINDS]
+
+
+def measure(model, interventions, downstream):
+    """The metric, and which latents are on anywhere."""
+    on = []
+
+    def watched(edit):
+        def hook(acts, error):
+            on.append(acts > 0)
+            return edit(acts, error) if edit else (acts, error)
+
+        return hook
+
+    ids = model.tokens(TEXT)
+    changes = edits(model, ids, [interventions])
+    logits = model.run(ids, {s: watched(changes.get(s)) for s in SITES}, downstream=downstream)
+    return bind(METRIC, model)(logits).item(), torch.cat(on, -1)
+
+
+@pytest.mark.parametrize("downstream", ["recompute", "freeze"])
+@pytest.mark.parametrize("site", SITES, ids=str)
+def test_an_effect_is_a_finite_difference(model, site, downstream):
+    """Scaling a node by 1 + h changes the metric by h times its effect.
+
+    With frozen errors this holds where no latent crosses its threshold on the way: the metric
+    jumps there.
+    """
+    effects = total_effects(model, TEXT, METRIC, downstream=downstream)
+    e = effects.sites[site]
+    top = e.effect.abs().topk(6).indices
+    nodes = [LatentNode(site, int(e.latent[i]), int(e.pos[i])) for i in top]
+    nodes.append(ErrorNode(site, int(e.error_effect.abs().argmax())))
+    h, tested = 2e-3, 0
+    for node in nodes:
+        (up, on_up), (down, on_down) = (
+            measure(model, [scale(node, 1 + s)], downstream) for s in (h, -h)
+        )
+        if downstream == "freeze" and not torch.equal(on_up, on_down):
+            continue
+        assert (up - down) / (2 * h) == pytest.approx(effects.of(node), rel=2e-2, abs=2e-3)
+        tested += 1
+    assert tested >= 3
+
+
+def test_token_effects_are_finite_differences(model):
+    effects = total_effects(model, TEXT, METRIC)
+    ids = model.tokens(TEXT)
+    h = 2e-3
+    for pos in (1, 4, 10):
+        values = []
+        for s in (h, -h):
+
+            def nudge(x, pos=pos, s=s):
+                x = x.clone()
+                x[:, pos] *= 1 + s
+                return x
+
+            with torch.no_grad():
+                values.append(bind(METRIC, model)(model.forward(ids, {}, embedding=nudge)).item())
+        measured = (values[0] - values[1]) / (2 * h)
+        assert measured == pytest.approx(effects.of(TokenNode(pos)), rel=2e-2, abs=2e-3)
+
+
+def test_the_effects_of_a_site_are_those_of_its_activation(model):
+    """Latents, error and bias together are gradient . x: nothing is lost in the split."""
+    effects = total_effects(model, TEXT, METRIC)
+    activations = model.activations(model.tokens(TEXT))[1]
+    for site, e in effects.sites.items():
+        total = e.effect.sum() + e.error_effect.sum() + e.bias_effect
+        expected = (e.grad_output * activations[site][0]).sum()
+        torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_baseline_is_subtracted(model):
+    """Latents that only the corrupted prompt switches on have an effect too."""
+    reference = corrupted_reference(model, PROMPT)
+    effects = total_effects(model, PROMPT, METRIC, reference=reference)
+    plain = total_effects(model, PROMPT, METRIC)
+    corrupted = model.trace(PROMPT.corrupted)
+    seen_off = 0
+    for site, e in effects.sites.items():
+        base = corrupted.sites[site].dense()[e.pos, e.latent]
+        torch.testing.assert_close(e.effect, e.grad * (e.acts - base))
+        seen_off += int(((e.acts == 0) & (base != 0)).sum())
+        error = model.trace(TEXT).sites[site].error
+        expected = (plain.sites[site].grad_output * (error - corrupted.sites[site].error)).sum(-1)
+        torch.testing.assert_close(e.error_effect, expected, rtol=1e-4, atol=1e-5)
+    assert seen_off > 0
+    assert effects.token_effect[0] == 0
+    assert effects.token_effect[2] != 0
+
+
+def strongest(model, site, top=3):
+    effects = total_effects(model, TEXT, METRIC)
+    return [node for node in effects.strongest() if node.site == site][:top]
+
+
+@pytest.mark.parametrize(
+    ("site", "which"),
+    [(site, which) for site in SITES[::2] for which in ("mean", "corrupted")]
+    # a norm reads `attn` and `resid` alone, and is singular at zero: no fixed n converges there
+    + [(Site(layer, "mlp"), "zero") for layer in range(3)],
+    ids=str,
+)
+def test_joint_integrated_gradients_conserve(model, site, which):
+    """A site's effects sum to the metric's loss when the whole site goes to the baseline."""
+    reference = {
+        "zero": lambda: zero_reference(model, PROMPT),
+        "mean": lambda: mean_reference(model, [TEXT, PROMPT.corrupted, TEXT.replace("w9", "w8")]),
+        "corrupted": lambda: corrupted_reference(model, PROMPT),
+    }[which]()
+    e = integrated_effects(model, PROMPT, METRIC, n=256, reference=reference).sites[site]
+    ids = model.tokens(TEXT)
+
+    def to_reference(acts, error):
+        return reference.acts(site).expand_as(acts), reference.error(site).expand_as(error)
+
+    score = bind(METRIC, model)
+    lost = score(model.run(ids)) - score(model.run(ids, {site: to_reference}))
+    total = e.effect.sum() + e.error_effect.sum()
+    assert total.item() == pytest.approx(lost.item(), rel=1e-2, abs=1e-2)
+
+
+@pytest.mark.parametrize("site", SITES[::2], ids=str)
+def test_integrated_gradients_of_one_latent_are_its_ablation(model, site):
+    nodes = [*strongest(model, site), ErrorNode(site, 4)]
+    effects = integrated_each(model, TEXT, METRIC, nodes, n=256, batch_size=256)
+    clean = measure(model, [], "recompute")[0]
+    for node, effect in zip(nodes, effects.tolist(), strict=True):
+        measured = clean - measure(model, [zero(node)], "recompute")[0]
+        assert effect == pytest.approx(measured, rel=1e-2, abs=1e-3)
+
+
+def test_batches_do_not_change_integrated_gradients(model):
+    nodes = strongest(model, Site(1, "mlp"), top=7)
+    one, many = (integrated_each(model, TEXT, METRIC, nodes, batch_size=b) for b in (10, 64))
+    torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-5)
+
+
+def test_joint_and_single_differ_and_carry_their_names(model):
+    joint = integrated_effects(model, TEXT, METRIC)
+    single = total_effects(model, TEXT, METRIC)
+    assert joint.estimator == "joint integrated gradients (n=10)"
+    assert single.estimator == "gradient x activation"
+    with pytest.raises(UserError, match="at least one point"):
+        integrated_effects(model, TEXT, METRIC, n=0)
+
+
+def test_the_clean_prompt_as_reference_has_no_effects(model):
+    reference = Reference("itself", model.trace(TEXT))
+    effects = total_effects(model, TEXT, METRIC, reference=reference)
+    assert all(e.effect.abs().max() == 0 for e in effects.sites.values())

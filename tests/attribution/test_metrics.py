@@ -1,0 +1,80 @@
+"""Metrics are what their formulas say, read at the last position."""
+
+import pytest
+import torch
+from conftest import TEXT
+
+from attribution import (
+    attribute,
+    kl,
+    log_prob,
+    logit,
+    logit_diff,
+    prob,
+    prob_diff,
+    total_effects,
+)
+from attribution.metrics import bind
+from circuits import LatentNode, Prompt, Site, UserError, zero
+
+PROMPT = Prompt(TEXT, target="w3", foil="w4")
+
+
+@pytest.fixture
+def logits():
+    return torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(0))
+
+
+def test_formulas(model, logits):
+    last = logits[:, -1]
+    p = last.softmax(-1)
+    w3, w4, w5 = (model.token_id(w) for w in ("w3", "w4", "w5"))
+    for metric, expected in [
+        (logit_diff(PROMPT), last[:, w3] - last[:, w4]),
+        (logit_diff("w3", "w4"), last[:, w3] - last[:, w4]),
+        (logit("w3"), last[:, w3]),
+        (log_prob(PROMPT), p[:, w3].log()),
+        (prob("w3"), p[:, w3]),
+        (prob_diff(["w3", "w5"], ["w4"]), p[:, w3] + p[:, w5] - p[:, w4]),
+    ]:
+        torch.testing.assert_close(bind(metric, model)(logits), expected)
+
+
+def test_kl_is_zero_on_the_clean_run_and_positive_off_it(model):
+    score = bind(kl(PROMPT), model)
+    assert score(model(PROMPT)).abs().item() < 1e-6
+    trace = model.trace(PROMPT).sites[Site(0, "resid")]
+    node = LatentNode(Site(0, "resid"), int(trace.latent[-1]), int(trace.pos[-1]))
+    changed = model(PROMPT, [zero(node)])
+    p, q = model(PROMPT)[:, -1].softmax(-1), changed[:, -1].softmax(-1)
+    expected = (p * (p / q).log()).sum(-1)
+    torch.testing.assert_close(score(changed), expected, rtol=1e-3, atol=1e-6)
+    assert score(changed).item() > 0
+
+
+def test_a_plain_function_is_a_metric(model):
+    named = total_effects(model, TEXT, logit_diff("w3", "w4"))
+    w3, w4 = model.token_id("w3"), model.token_id("w4")
+    plain = total_effects(model, TEXT, lambda logits: logits[:, -1, w3] - logits[:, -1, w4])
+    for site in named.sites:
+        torch.testing.assert_close(named.sites[site].effect, plain.sites[site].effect)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: logit_diff(Prompt(TEXT, target="w3")), "needs a foil"),
+        (lambda m: logit(Prompt(TEXT)), "has no target"),
+        (lambda m: total_effects(m, TEXT, logit("two words")), "not one token"),
+        (lambda m: total_effects(m, TEXT, lambda x: x.sum()), r"one number a row, \[1\]"),
+        (lambda m: total_effects(m, TEXT, lambda x: x[:, -1, 0].detach()), "no gradient"),
+        (lambda m: total_effects(m, TEXT, lambda x: x[:, -1, 0] / 0), "not finite"),
+        (lambda m: total_effects(m, TEXT, logit("w3"), downstream="drop"), "recompute and freeze"),
+        (lambda m: attribute(m, TEXT, logit("w3"), attention="warm"), "choose frozen or live"),
+        (lambda m: attribute(m, TEXT, logit("w3"), max_latents=0), "at least one latent"),
+        (lambda m: attribute(m, [TEXT, TEXT], logit("w3")), "explains one prompt"),
+    ],
+)
+def test_bad_input_gets_one_sentence(model, call, message):
+    with pytest.raises(UserError, match=message):
+        call(model)

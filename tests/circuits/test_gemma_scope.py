@@ -1,0 +1,139 @@
+"""A folder that mirrors the hub gives the dictionaries asked for, or says which are missing."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from circuits.dictionaries import save_npz
+from circuits.errors import UserError
+from circuits.gemma_scope import dictionaries_from_folder
+from circuits.sites import Site
+from tests.circuits.small_dictionaries import D_IN, dictionary, put
+
+
+@pytest.fixture
+def mirror(tmp_path) -> Path:
+    """Two layers of each kind, and several files at mlp.1."""
+    one = "layer_{}/width_1k/average_l0_{}"
+    put(tmp_path / "my-att", one.format(0, 5), one.format(1, 6))
+    put(tmp_path / "my-res", one.format(0, 7), one.format(1, 8))
+    put(
+        tmp_path / "my-mlp",
+        one.format(0, 9),
+        "layer_1/width_1k/average_l0_40",
+        "layer_1/width_1k/average_l0_140",
+        "layer_1/width_1k/average_l0_62.5",
+        "layer_1/width_2k/average_l0_100",
+    )
+    (tmp_path / "README.md").write_text("not a folder")
+    (tmp_path / "notes").mkdir()
+    return tmp_path
+
+
+def test_a_folder_gives_its_dictionaries_in_the_order_of_the_sites(mirror):
+    found = dictionaries_from_folder(mirror, width="1k")
+    assert [str(site) for site in found] == [
+        "attn.0", "mlp.0", "resid.0", "attn.1", "mlp.1", "resid.1",
+    ]  # fmt: skip
+    assert [d.average_l0 for d in found.values()] == [5, 9, 7, 6, 62.5, 8]
+    assert [d.b_dec[0].item() for d in found.values()] == [5, 9, 7, 6, 62.5, 8]
+    assert found[Site(1, "mlp")].name == "layer_1/width_1k/average_l0_62.5"
+
+
+def test_kinds_layers_device_and_dtype_are_chosen(mirror):
+    found = dictionaries_from_folder(
+        mirror, sites="resid", layers=iter([1]), dtype=torch.bfloat16, device="cpu"
+    )
+    assert list(found) == [Site(1, "resid")]
+    assert found[Site(1, "resid")].W_enc.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("width", "l0", "expected"),
+    [("1k", "canonical", 62.5), ("1k", 140, 140), ("1k", "nearest:1", 40), ("2k", 7, None),
+     ("2k", "nearest:7", 100), ("1k", "nearest:101.25", 62.5)],
+)  # fmt: skip
+def test_width_and_l0_choose_where_a_layer_has_several(mirror, width, l0, expected):
+    def choose():
+        return dictionaries_from_folder(mirror, sites="mlp", width=width, l0=l0)
+
+    if expected is None:
+        with pytest.raises(UserError, match=r"no dictionary with average L0 7 at mlp\.1"):
+            choose()
+        return
+    found = choose()
+    assert found[Site(1, "mlp")].average_l0 == expected  # of two as near, the sparser
+    assert found[Site(0, "mlp")].average_l0 == 9  # the only one, whatever was asked for
+
+
+def test_a_width_that_several_files_lack_is_answered_with_theirs(mirror):
+    with pytest.raises(
+        UserError, match=r"no dictionary 16k wide at mlp\.1 of .*: there are 1k, 2k$"
+    ):
+        dictionaries_from_folder(mirror)
+
+
+def test_a_mirror_of_the_hub_answers_as_the_hub_does(tmp_path):
+    ties = [f"layer_27/width_16k/average_l0_{n}" for n in (64, 136)]
+    put(tmp_path / "gemma-scope-9b-pt-att", *ties)
+    (found,) = dictionaries_from_folder(tmp_path, sites="attn").values()
+    assert found.average_l0 == 136
+
+
+def folder_error(folder: Path, **choice) -> str:
+    with pytest.raises(UserError) as error:
+        dictionaries_from_folder(folder, width="1k", **choice)
+    return str(error.value)
+
+
+def test_sites_that_are_not_there_are_named(mirror):
+    assert "no dictionary at attn.2, mlp.2, attn.3, mlp.3;" in folder_error(
+        mirror, sites=["mlp", "attn"], layers=[1, 2, 3]
+    )
+    assert "no dictionary at resid.5; " in (
+        message := folder_error(mirror, sites="resid", layers=[5])
+    )
+    assert "has resid at layers 0-1" in message
+    shutil.rmtree(mirror / "my-att")
+    assert "has no dictionaries of kind attn, only mlp at layers 0-1; resid at layers 0-1" in (
+        folder_error(mirror)
+    )
+    assert len(dictionaries_from_folder(mirror, sites=["mlp", "resid"], width="1k")) == 4
+
+
+def test_a_missing_or_empty_folder_is_refused(tmp_path):
+    assert "no folder" in folder_error(tmp_path / "nowhere")
+    assert "holds no folder whose name ends in -res, -att or -mlp" in folder_error(tmp_path)
+    (tmp_path / "x-res").mkdir()
+    assert "has no dictionaries of kind resid" in folder_error(tmp_path, sites="resid")
+
+
+def test_two_folders_of_one_kind_are_both_named(mirror):
+    (mirror / "other-mlp").mkdir()
+    assert "my-mlp and " in (message := folder_error(mirror))
+    assert "other-mlp are both for mlp" in message
+    assert len(dictionaries_from_folder(mirror, sites=["attn", "resid"])) == 4
+
+
+def test_transcoders_are_recognised_and_refused_where_they_would_be_needed(mirror):
+    (mirror / "my-transcoders").mkdir()
+    assert len(dictionaries_from_folder(mirror, width="1k")) == 6
+    shutil.rmtree(mirror / "my-mlp")
+    assert "my-transcoders: transcoders are not supported yet" in folder_error(mirror)
+    assert len(dictionaries_from_folder(mirror, sites=["attn", "resid"])) == 4
+
+
+def test_files_lost_on_the_way_are_named(mirror):
+    (mirror / "my-res" / "layer_0" / "width_1k" / "average_l0_7" / "params.npz").unlink()
+    assert "average_l0_7/params.npz: No such file" in folder_error(mirror)
+    shutil.rmtree(mirror / "my-res" / "layer_0" / "width_1k")
+    assert "layer_0 holds no width_W/average_l0_X" in folder_error(mirror)
+    assert len(dictionaries_from_folder(mirror, layers=[1], width="1k")) == 3
+
+
+def test_a_dictionary_that_writes_another_size_than_it_reads_is_refused(mirror):
+    path = mirror / "my-res" / "layer_0" / "width_1k" / "average_l0_7" / "params.npz"
+    save_npz(dictionary(0, d_out=D_IN + 1), path, overwrite=True)
+    assert "reads 6 numbers and writes 7" in folder_error(mirror)

@@ -1,0 +1,263 @@
+"""Spliced and plain logits agree bit for bit; an intervention is the same edit made by hand."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from conftest import TEXT, random_dictionaries
+from transformers import Gemma2ForCausalLM
+
+from circuits import (
+    KINDS,
+    BiasNode,
+    ErrorNode,
+    LatentNode,
+    Prompt,
+    Site,
+    UserError,
+    corrupted_reference,
+    load_gemma,
+    mean,
+    mean_reference,
+    scale,
+    set_to,
+    splice,
+    zero,
+    zero_reference,
+)
+
+TEXTS = ["w1 w2 w3", TEXT, "w4 w4 w20 w21 w22 w4"]
+
+
+def keep(acts, error):
+    """The edit that changes nothing: it makes the site compute its formula."""
+    return acts, error
+
+
+def choices_of_sites():
+    kinds = [c for n in (1, 2, 3) for c in combinations(KINDS, n)]
+    return [[Site(layer, kind) for layer in range(3) for kind in some] for some in kinds] + [
+        [Site(1, "resid")],
+        [Site(0, "attn"), Site(2, "mlp")],
+    ]
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def both(request, gemma_folder):
+    """A bridge and the plain Hugging Face model, from the same folder."""
+    plain = Gemma2ForCausalLM.from_pretrained(
+        gemma_folder, dtype=request.param, attn_implementation="eager"
+    )
+    return load_gemma(str(gemma_folder), device="cpu", dtype=request.param), plain.eval()
+
+
+@pytest.mark.parametrize("sites", choices_of_sites(), ids=lambda s: "+".join(map(str, s)))
+@pytest.mark.parametrize("downstream", ["recompute", "freeze"])
+def test_spliced_and_plain_logits_agree_bit_for_bit(both, sites, downstream):
+    bridge, plain = both
+    dictionaries = random_dictionaries(dtype=next(plain.parameters()).dtype)
+    model = splice(bridge, {site: dictionaries[site] for site in sites})
+    ids = model.tokens(TEXTS)
+    with torch.no_grad():
+        expected = plain(ids, attention_mask=(ids != 0).long()).logits
+    spliced = model.run(ids, dict.fromkeys(sites, keep), downstream=downstream)
+    assert torch.equal(spliced, expected)
+    assert torch.equal(model(TEXTS), expected)
+
+
+def test_padding_does_not_change_a_prompt(model):
+    padded = model(TEXTS)
+    for row, text in zip(padded, TEXTS, strict=True):
+        alone = model(text)[0]
+        torch.testing.assert_close(row[: len(alone)], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_left_padding_is_masked_too(model):
+    ids = model.tokens("w1 w2 w3")
+    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids], 1)
+    torch.testing.assert_close(model(padded)[:, 3:], model(ids), rtol=1e-5, atol=1e-5)
+
+
+def test_dictionaries_do_not_read_bos_eos_and_padding(model):
+    ids = torch.tensor([[2, 5, 6, 1, 0]])
+    assert model.reads(ids).tolist() == [[False, True, True, False, False]]
+    trace = model.trace(ids)
+    activations = model.activations(ids)[1]
+    for site, t in trace.sites.items():
+        assert set(t.pos.tolist()) == {1, 2}
+        for pos in (0, 3, 4):
+            assert torch.equal(t.error[pos], activations[site][0, pos])
+
+
+def test_a_trace_reconstructs_the_activation(model):
+    activations = model.activations(model.tokens(TEXT))[1]
+    for site, t in model.trace(TEXT).sites.items():
+        decoded = model.dictionaries[site].decode(t.dense())
+        decoded[0] = 0  # BOS
+        torch.testing.assert_close(decoded + t.error, activations[site][0], rtol=1e-5, atol=1e-5)
+
+
+def strongest(model, site, pos=4):
+    t = model.trace(TEXT).sites[site]
+    here = (t.pos == pos).nonzero()[:, 0]
+    best = here[t.acts[here].argmax()]
+    return LatentNode(site, int(t.latent[best]), pos), t.acts[best]
+
+
+def by_hand(model, site, pos, delta):
+    """Plain PyTorch: add `delta` to what the Hugging Face module at `site` gives."""
+    block = model.bridge.original_model.model.layers[site.layer]
+
+    def add(module, args, output):
+        out = output[0] if isinstance(output, tuple) else output
+        out = out.clone()
+        out[:, pos] += delta
+        return (out, *output[1:]) if isinstance(output, tuple) else out
+
+    def add_to_input(module, args):
+        x = args[0].clone()
+        x[:, pos] += delta
+        return (x, *args[1:])
+
+    if site.kind == "attn":
+        handle = block.self_attn.o_proj.register_forward_pre_hook(add_to_input)
+    elif site.kind == "mlp":
+        handle = block.post_feedforward_layernorm.register_forward_hook(add)
+    else:
+        handle = block.register_forward_hook(add)
+    try:
+        with torch.no_grad():
+            return model.bridge.original_model(model.tokens(TEXT)).logits
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_an_ablation_equals_the_same_edit_by_hand(model, layer, kind):
+    site = Site(layer, kind)
+    node, act = strongest(model, site)
+    direction = model.dictionaries[site].W_dec[node.latent]
+    error = model.trace(TEXT).sites[site].error[3]
+    cases = [
+        (zero(node), -act * direction),
+        (scale(node, 2.5), 1.5 * act * direction),
+        (set_to(node, 7.0), (7.0 - act) * direction),
+    ]
+    for intervention, delta in cases:
+        expected = by_hand(model, site, node.pos, delta)
+        assert not torch.allclose(expected, model(TEXT), atol=1e-4)
+        torch.testing.assert_close(model(TEXT, [intervention]), expected, rtol=1e-4, atol=1e-4)
+    expected = by_hand(model, site, 3, -error)
+    ablated = model(TEXT, [zero(ErrorNode(site, 3))])
+    torch.testing.assert_close(ablated, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_mean_is_the_mean_of_the_values(model):
+    texts = [TEXT, TEXT.replace("w5", "w6"), TEXT.replace("w9", "w12")]
+    site = Site(1, "mlp")
+    node, _ = strongest(model, site)
+    reference = mean_reference(model, texts)
+    values = [model.trace(t).sites[site].dense()[node.pos, node.latent] for t in texts]
+    torch.testing.assert_close(reference.value(node), torch.stack(values).mean())
+    expected = model(TEXT, [set_to(node, float(torch.stack(values).mean()))])
+    torch.testing.assert_close(model(TEXT, [mean(node, reference)]), expected)
+
+
+def test_freeze_holds_downstream_errors_and_recompute_lets_them_follow(model):
+    """With errors frozen, a change reaches the logits only through latents."""
+    node, _ = strongest(model, Site(0, "mlp"))
+    frozen = model(TEXT, [zero(node)], downstream="freeze")
+    followed = model(TEXT, [zero(node)], downstream="recompute")
+    assert not torch.allclose(frozen, followed, atol=1e-3)
+
+
+def test_drop_is_the_model_made_of_reconstructions(model):
+    ids = model.tokens(TEXT)
+    reads = model.reads(ids)
+
+    def reconstruct(site):
+        def hook(x):
+            return torch.where(reads[..., None], model.split(site, x, reads)[1], x)
+
+        return hook
+
+    expected = model.forward(ids, {site: reconstruct(site) for site in model.sites})
+    dropped = model.run(ids, downstream="drop")
+    torch.testing.assert_close(dropped, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_corrupted_reference_is_the_other_prompts_trace(model):
+    prompt = Prompt(TEXT, corrupted=TEXT.replace("w5", "w6"))
+    node, _ = strongest(model, Site(1, "resid"))
+    value = corrupted_reference(model, prompt).value(node)
+    assert value == model.trace(prompt.corrupted).sites[node.site].dense()[node.pos, node.latent]
+    assert zero_reference(model, prompt).value(node) == 0
+
+
+class TestBadInput:
+    """One sentence each: what came, what was expected, what to try."""
+
+    @pytest.mark.parametrize("text", ["", "   "])
+    def test_an_empty_prompt(self, model, text):
+        with pytest.raises(UserError, match="prompt is empty"):
+            model(text)
+
+    def test_no_prompt(self, model):
+        with pytest.raises(UserError, match="no prompt given"):
+            model([])
+
+    def test_a_prompt_longer_than_the_context(self, model):
+        with pytest.raises(UserError, match="41 tokens with BOS; random reads at most 32"):
+            model("w1 " * 40)
+
+    def test_a_word_outside_the_vocabulary(self, model):
+        with pytest.raises(UserError, match="does not know 'Mary'"):
+            model("w1 Mary w2")
+
+    @pytest.mark.parametrize("text", ["w1 w2", "Mary", ""])
+    def test_a_target_that_is_not_one_token(self, model, text):
+        with pytest.raises(UserError, match="is not one token of random"):
+            model.token_id(text)
+
+    def test_tokens_that_are_no_integers(self, model):
+        with pytest.raises(UserError, match="token ids are integers"):
+            model(torch.zeros(3))
+
+    def test_a_corrupted_prompt_of_another_length(self, model):
+        with pytest.raises(UserError, match="clean prompt has 11 tokens and the corrupted one 4"):
+            corrupted_reference(model, Prompt(TEXT, corrupted="w1 w2 w3"))
+
+    def test_a_mean_over_prompts_of_different_length(self, model):
+        with pytest.raises(UserError, match="prompts of one length"):
+            mean_reference(model, TEXTS)
+
+    @pytest.mark.parametrize(
+        ("node", "message"),
+        [
+            (LatentNode(Site(9, "mlp"), 0, 1), "no dictionary at mlp.9; random has layers 0-2"),
+            (LatentNode(Site(1, "mlp"), 96, 1), "no latent 96; mlp.1 has 96"),
+            (LatentNode(Site(1, "mlp"), 0, 11), "no position 11; the prompt has 11 tokens"),
+            (LatentNode(Site(1, "mlp"), 0, 0), "do not read position 0"),
+            (BiasNode(Site(1, "mlp")), "only on latents and errors"),
+        ],
+    )
+    def test_a_node_that_cannot_be_intervened_on(self, model, node, message):
+        with pytest.raises(UserError, match=message):
+            model(TEXT, [zero(node)])
+
+    def test_a_node_named_twice(self, model):
+        node = LatentNode(Site(1, "mlp"), 0, 1)
+        with pytest.raises(UserError, match="intervened on twice"):
+            model(TEXT, [zero(node), scale(node, 2.0)])
+
+    def test_an_unknown_convention(self, model):
+        with pytest.raises(UserError, match="choose recompute, freeze, drop"):
+            model(TEXT, downstream="forget")
+
+    def test_a_dictionary_of_another_width_or_layer(self, bridge, model):
+        dictionary = model.dictionaries[Site(0, "mlp")]
+        with pytest.raises(UserError, match="no layer 7"):
+            splice(bridge, {Site(7, "mlp"): dictionary})
+        with pytest.raises(UserError, match="no dictionaries"):
+            splice(bridge, {})

@@ -1,0 +1,88 @@
+import dataclasses
+
+import networkx as nx
+import pytest
+import torch
+from synthetic import attribution, random_attribution, random_graph
+
+from circuits.errors import UserError
+from circuits.nodes import LatentNode, LogitNode, TokenNode
+from circuits.sites import Site
+from graphs import AttributionGraph
+
+SITE = Site(0, "mlp")
+NODES = [TokenNode(0), TokenNode(1), LatentNode(SITE, 5, 1), LatentNode(SITE, 7, 1), LogitNode("a")]
+
+
+def test_nodes_and_edges_carry_the_attributions_numbers():
+    made = attribution(
+        NODES,
+        {(0, 2): 1.5, (2, 4): -2.0, (1, 3): 0.0},
+        acts=torch.tensor([1.0, 1.0, 4.0, 2.0, 1.0]),
+        effects=torch.tensor([0.0, 0.5, -3.0, 1.0, 3.25]),
+        grads=torch.tensor([0.0, 0.0, 0.25, 1.0, 1.0]),
+    )
+    graph = AttributionGraph.from_attribution(made)
+    assert list(graph.digraph) == NODES
+    latent = graph.digraph.nodes[NODES[2]]
+    assert latent == {
+        "act": 4.0,
+        "effect": -3.0,
+        "influence": 1.0,
+        "label": None,
+        "measured": None,
+    }
+    # the edge that is exactly zero is no edge
+    assert list(graph.digraph.edges(data=True)) == [
+        (NODES[0], NODES[2], {"weight": 1.5, "contribution": 1.5 * 0.25}),
+        (NODES[2], NODES[4], {"weight": -2.0, "contribution": -2.0}),
+    ]
+    assert graph.provenance == made.provenance
+    assert graph.words == made.words
+    assert graph.metric_value == 3.25
+
+
+def test_every_edge_of_a_large_attribution_arrives():
+    made = random_attribution(0)
+    graph = AttributionGraph.from_attribution(made)
+    dense = torch.zeros(len(made.nodes), len(made.nodes))
+    index = {node: i for i, node in enumerate(made.nodes)}
+    for source, target, weight in graph.digraph.edges(data="weight"):
+        dense[index[target], index[source]] = weight
+    torch.testing.assert_close(dense, made.edges.to_dense(), rtol=0, atol=0)
+
+
+def test_latents_come_strongest_first():
+    made = attribution(NODES, {}, effects=torch.tensor([9.0, 9.0, -1.0, 3.0, 9.0]))
+    graph = AttributionGraph.from_attribution(made)
+    assert graph.latents() == [NODES[3], NODES[2]]
+    assert graph.latents(top=1) == [NODES[3]]
+
+
+def test_the_digraph_is_frozen():
+    graph = random_graph(0, n_layers=1, n_latents=5, n_words=3)
+    with pytest.raises(nx.NetworkXError):
+        graph.digraph.add_node("x")
+
+
+def test_the_provenance_is_a_copy():
+    made = random_attribution(0, n_layers=1, n_latents=5, n_words=3)
+    graph = AttributionGraph.from_attribution(made)
+    made.provenance["settings"]["downstream"] = "freeze"
+    assert graph.provenance["settings"]["downstream"] == "recompute"
+
+
+def test_repr_counts():
+    graph = AttributionGraph.from_attribution(attribution(NODES, {(0, 2): 1.0}))
+    assert repr(graph) == (
+        "AttributionGraph(logit diff Mary - John = +3.25: 2 tokens, 2 latents, 1 logit, 1 edge)"
+    )
+
+
+@pytest.mark.parametrize("field", ["acts", "effects", "edges"])
+def test_nan_is_refused(field):
+    made = random_attribution(0, n_layers=1, n_latents=5, n_words=3)
+    values = getattr(made, field)
+    bad = values * float("nan") if field != "edges" else (values.to_dense() / 0).to_sparse_coo()
+    with pytest.raises(UserError, match=f"the attribution's {field} hold a NaN or an infinity"):
+        AttributionGraph.from_attribution(dataclasses.replace(made, **{field: bad}))

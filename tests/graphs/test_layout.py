@@ -1,0 +1,70 @@
+from itertools import combinations
+
+import pytest
+from synthetic import random_graph
+
+from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, TokenNode
+from graphs import prune
+from graphs.layout import layout
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return layout(random_graph(0, n_latents=150))
+
+
+def test_no_two_boxes_overlap(plan):
+    boxes = plan.boxes.values()
+    for a, b in combinations(boxes, 2):
+        apart = abs(a.x - b.x) >= (a.width + b.width) / 2 - 1e-6
+        above = abs(a.y - b.y) >= (a.height + b.height) / 2 - 1e-6
+        assert apart or above
+
+
+def test_columns_are_tokens_and_rows_are_sites(plan):
+    rows = {row.name: row for row in plan.rows}
+    columns = dict(zip(range(-1, 20), plan.columns, strict=True))
+    assert columns[-1].name == "bias"
+    for node, box in plan.boxes.items():
+        match node:
+            case LatentNode(site, _, pos) | ErrorNode(site, pos):
+                row, column = rows[str(site)], columns[pos]
+            case BiasNode(site):
+                row, column = rows[str(site)], columns[-1]
+            case TokenNode(pos):
+                row, column = rows["tokens"], columns[pos]
+            case LogitNode():
+                row, column = rows["output"], columns[19]
+        assert row.start < box.y - box.height / 2 < box.y + box.height / 2 < row.end
+        assert column.start < box.x - box.width / 2 < box.x + box.width / 2 < column.end
+
+
+def test_rows_follow_the_forward_pass_and_edges_run_upwards(plan):
+    names = [row.name for row in plan.rows]
+    sites = [f"{kind}.{layer}" for layer in range(4) for kind in ("attn", "mlp", "resid")]
+    assert names == ["tokens", *sites, "output"]
+    graph = random_graph(0, n_latents=150)
+    for source, target in graph.digraph.edges:
+        same_site = isinstance(source, BiasNode) and getattr(target, "site", None) == source.site
+        assert plan.boxes[source].y < plan.boxes[target].y or same_site
+
+
+def test_a_fuller_column_is_wider():
+    graph = prune(random_graph(0), keep_influence=0.9)
+    plan = layout(graph)
+    most = {
+        pos: max(
+            sum(
+                getattr(node, "pos", None) == pos and str(getattr(node, "site", "")) == row.name
+                for node in graph.digraph
+            )
+            for row in plan.rows
+        )
+        for pos in range(20)
+    }
+    widths = [band.end - band.start for band in plan.columns[-20:]]
+    full = [widths[pos] for pos, n in most.items() if n > 1]
+    bare = [widths[pos] for pos, n in most.items() if n == 0]
+    assert full
+    assert bare
+    assert min(full) > max(bare)

@@ -1,0 +1,37 @@
+from dataclasses import dataclass
+
+import pytest
+from synthetic import random_graph
+
+from circuits.errors import UserError
+from circuits.nodes import Node, TokenNode
+from graphs import with_measured
+
+
+@dataclass(frozen=True)
+class Row:
+    node: Node
+    measured: float
+
+
+def test_rows_are_set_beside_the_attributed_effect():
+    graph = random_graph(0, n_layers=1, n_latents=6, n_words=3)
+    rows = [Row(node=node, measured=0.5 * i) for i, node in enumerate(graph.latents())]
+    measured = with_measured(graph, rows[:4], settings={"reference": "zero"})
+    nodes = measured.digraph.nodes
+    assert [nodes[row.node]["measured"] for row in rows] == [0.0, 0.5, 1.0, 1.5, None, None]
+    assert nodes[rows[1].node]["effect"] == graph.digraph.nodes[rows[1].node]["effect"]
+    assert measured.provenance["measured"] == {"reference": "zero"}
+    assert list(measured.digraph.edges(data=True)) == list(graph.digraph.edges(data=True))
+
+
+def test_the_graph_given_is_left_as_it_was():
+    graph = random_graph(0, n_layers=1, n_latents=6, n_words=3)
+    with_measured(graph, [Row(node=graph.latents()[0], measured=1.0)])
+    assert all(value is None for _, value in graph.digraph.nodes(data="measured"))
+    assert "measured" not in graph.provenance
+
+
+def test_a_node_that_is_not_in_the_graph_is_refused():
+    with pytest.raises(UserError, match="token@77 was measured but is not in the graph"):
+        with_measured(random_graph(0), [Row(node=TokenNode(77), measured=1.0)])

@@ -1,0 +1,103 @@
+from itertools import pairwise
+
+import pytest
+from synthetic import attribution, random_graph
+from test_influence import PEER, peer_matrix
+
+from circuits.errors import UserError
+from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, TokenNode
+from circuits.sites import Site
+from graphs import AttributionGraph, influence, prune
+from graphs.prune import prune_matrix
+
+
+@pytest.mark.parametrize("case", PEER["cases"], ids=["one logit", "three logits"])
+@pytest.mark.parametrize("which", range(3))
+def test_the_same_nodes_and_edges_stay_as_in_circuit_tracer(case, which):
+    nodes, matrix, weights = peer_matrix(case)
+    theirs = case["pruned"][which]
+    kept, edges = prune_matrix(
+        matrix, weights, nodes, theirs["keep_influence"], theirs["keep_edges"]
+    )
+    assert {str(n) for n, keep in zip(nodes, kept, strict=True) if keep} == set(theirs["nodes"])
+    targets, sources = edges.nonzero()
+    pairs = {(str(nodes[s]), str(nodes[t])) for s, t in zip(sources, targets, strict=True)}
+    assert pairs == {tuple(pair) for pair in theirs["edges"]}
+
+
+def test_more_influence_never_loses_a_node():
+    graph = random_graph(0)
+    kept = [
+        set(prune(graph, keep_influence=share / 20, keep_edges=1).digraph) for share in range(21)
+    ]
+    assert all(smaller <= larger for smaller, larger in pairwise(kept))
+    assert len(kept[4]) < len(kept[16]) < len(kept[20])
+
+
+def test_keeping_everything_drops_only_what_reaches_no_output():
+    graph = random_graph(0)
+    everything = prune(graph, keep_influence=1, keep_edges=1).digraph
+    reaches = {node for node, value in influence(graph).items() if value > 0}
+    always = {node for node in graph.digraph if isinstance(node, TokenNode | LogitNode)}
+    rootless = {
+        node
+        for node in graph.digraph
+        if isinstance(node, LatentNode) and graph.digraph.in_degree(node) == 0
+    }
+    assert set(everything) == (reaches - rootless) | always
+
+
+def test_every_node_left_lies_on_a_path_to_the_output():
+    graph = prune(random_graph(2), keep_influence=0.7, keep_edges=0.8).digraph
+    for node in graph:
+        if isinstance(node, LatentNode | ErrorNode | BiasNode):
+            assert graph.out_degree(node) > 0
+        if isinstance(node, LatentNode):
+            assert graph.in_degree(node) > 0
+
+
+def test_loose_ends_are_removed_again_and_again():
+    """Without its two weak inputs the first latent goes, and so the second, which had no other."""
+    first, second, strong = (LatentNode(Site(i, "mlp"), i, 1) for i in range(3))
+    nodes = [TokenNode(0), TokenNode(1)]
+    nodes += [ErrorNode(Site(0, "attn"), 0), ErrorNode(Site(0, "attn"), 1)]
+    nodes += [first, second, strong, LogitNode("a")]
+    edges = {(2, 4): 1.0, (3, 4): 1.0, (4, 5): 1.0, (5, 7): 0.4, (0, 6): 1.0, (6, 7): 0.6}
+    graph = AttributionGraph.from_attribution(attribution(nodes, edges))
+    # edges' scores: 0.6 twice on the strong path, 0.4 twice and at its start 0.2 twice on the other
+    kept = prune(graph, keep_influence=1.0, keep_edges=0.8).digraph
+    assert set(kept) == {TokenNode(0), TokenNode(1), strong, LogitNode("a")}
+
+
+def test_the_graph_given_is_left_as_it_was_and_attributes_are_carried_over():
+    graph = random_graph(3)
+    before = {node: dict(values) for node, values in graph.digraph.nodes(data=True)}
+    edges = list(graph.digraph.edges(data=True))
+    pruned = prune(graph)
+    assert {node: dict(values) for node, values in graph.digraph.nodes(data=True)} == before
+    assert list(graph.digraph.edges(data=True)) == edges
+    assert "pruned" not in graph.provenance
+    order = [node for node in graph.digraph if node in pruned.digraph]
+    assert list(pruned.digraph) == order
+    assert all(pruned.digraph.nodes[node] == before[node] for node in order)
+    assert pruned.provenance["pruned"] == [
+        {
+            "keep_influence": 0.8,
+            "keep_edges": 0.98,
+            "nodes_before": len(graph.digraph),
+            "edges_before": len(edges),
+        }
+    ]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, 80])
+@pytest.mark.parametrize("name", ["keep_influence", "keep_edges"])
+def test_a_share_outside_0_to_1_is_refused(name, share):
+    with pytest.raises(UserError, match=f"{name} is {share}"):
+        prune(random_graph(0, n_layers=1, n_latents=4, n_words=2), **{name: share})
+
+
+def test_a_graph_without_edges_prunes_to_tokens_and_output():
+    nodes = [TokenNode(0), TokenNode(1), LatentNode(Site(0, "mlp"), 1, 1), LogitNode("a")]
+    graph = AttributionGraph.from_attribution(attribution(nodes, {}))
+    assert list(prune(graph).digraph) == [TokenNode(0), TokenNode(1), LogitNode("a")]

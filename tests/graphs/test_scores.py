@@ -1,0 +1,56 @@
+import math
+
+import networkx as nx
+import pytest
+from synthetic import attribution, random_graph
+from test_influence import PEER, peer_matrix
+
+from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, TokenNode
+from circuits.sites import Site
+from graphs import AttributionGraph, completeness_score, replacement_score
+
+SITE = Site(0, "mlp")
+
+
+def test_both_scores_are_circuit_tracers():
+    case = PEER["cases"][0]
+    nodes, matrix, _ = peer_matrix(case)
+    digraph = nx.DiGraph()
+    digraph.add_nodes_from(nodes)
+    for target, source in zip(*matrix.nonzero(), strict=True):
+        digraph.add_edge(nodes[source], nodes[target], weight=float(matrix[target, source]))
+    graph = AttributionGraph(digraph, (), 0.0, {})
+    assert replacement_score(graph) == pytest.approx(case["replacement_score"], rel=1e-12)
+    assert completeness_score(graph) == pytest.approx(case["completeness_score"], rel=1e-12)
+
+
+def test_by_hand():
+    """Half of the latent's input is error; all of the output's input is the latent."""
+    nodes = [TokenNode(0), TokenNode(1), ErrorNode(Site(0, "attn"), 1)]
+    nodes += [LatentNode(SITE, 1, 1), LogitNode("a")]
+    edges = {(0, 3): 2.0, (2, 3): -2.0, (3, 4): 1.0}
+    graph = AttributionGraph.from_attribution(attribution(nodes, edges))
+    assert replacement_score(graph) == pytest.approx(0.5)
+    # importance: output 1, latent 1, token 1/2, error 1/2; all complete but the latent
+    assert completeness_score(graph) == pytest.approx((1 + 0.5 + 0.5 + 0.5) / 3)
+
+
+def test_without_errors_both_are_one_and_biases_do_not_count_against_them():
+    nodes = [TokenNode(0), BiasNode(SITE), LatentNode(SITE, 1, 0), LogitNode("a")]
+    edges = {(0, 2): 1.0, (1, 2): 5.0, (2, 3): 1.0}
+    graph = AttributionGraph.from_attribution(attribution(nodes, edges, words=("<bos>",)))
+    assert replacement_score(graph) == 1.0
+    assert completeness_score(graph) == 1.0
+
+
+def test_scores_are_shares():
+    graph = random_graph(0)
+    assert 0 < replacement_score(graph) < 1
+    assert 0 < completeness_score(graph) < 1
+
+
+def test_no_path_no_replacement_score():
+    nodes = [TokenNode(0), LogitNode("a")]
+    graph = AttributionGraph.from_attribution(attribution(nodes, {}, words=("<bos>",)))
+    assert math.isnan(replacement_score(graph))
+    assert completeness_score(graph) == 1.0
