@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -41,20 +42,26 @@ def gemma_scope(
         UserError: Gemma Scope has no such dictionary (the message names those it has), or the hub
             refuses or cannot be reached.
     """
+    return _load(
+        scope_files(model, sites=sites, layers=layers, width=width, l0=l0),
+        lambda file: download(file.source, f"{file.path}/params.npz"),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def scope_files(model: str, **choice: Any) -> tuple[DictionaryFile, ...]:
+    """The files that `gemma_scope` would load, with its `sites`, `layers`, `width` and `l0`.
+
+    Raises:
+        UserError: Gemma Scope has no such dictionary.
+    """
     model = model.removeprefix("google/")
     if model not in catalogue():
         raise UserError(
             f"Gemma Scope has no dictionaries for {model!r}, only for {', '.join(catalogue())}"
         )
-    files = choose_files(
-        catalogue()[model], sites=sites, layers=layers, width=width, l0=l0, owner=model
-    )
-    return _load(
-        files,
-        lambda file: download(file.source, f"{file.path}/params.npz"),
-        device=device,
-        dtype=dtype,
-    )
+    return choose_files(catalogue()[model], owner=model, **choice)
 
 
 def dictionaries_from_folder(

@@ -66,7 +66,7 @@ def _advice(status: int) -> str:
     if status == 403:
         return "the token may not read this repository (403); use one with read access to it"
     if status == 404:
-        return "the repository has no such file (404); choose another width or l0"
+        return "the repository has no such file (404)"
     if status == 429:
         return "too many requests (429); wait some minutes, or log in with `hf auth login`"
     return f"the hub answered {status}; try again later"

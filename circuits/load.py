@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from circuits.errors import UserError
-from circuits.gemma_scope import dictionaries_from_folder, gemma_scope
-from circuits.models import BUNDLED, HUB_MODELS, bundled_models, gemma_config, load_gemma
+from circuits.gemma_scope import dictionaries_from_folder, gemma_scope, scope_files
+from circuits.models import BUNDLED, HUB_MODELS, bundled_models, load_gemma
 from circuits.sites import KINDS, check_kinds
 from circuits.splice import SplicedModel, splice
 
@@ -22,7 +22,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> SplicedModel:
-    """Gemma 2 with a dictionary spliced in at every layer, at each kind of site.
+    """Gemma 2 with a dictionary spliced in at every layer that has one, at each kind of site.
 
     Args:
         name: `tiny` (ships with the project), a Gemma 2 such as `gemma-2-2b` (from the Hugging
@@ -40,22 +40,19 @@ def load(
         UserError: something named here does not exist or cannot be read.
     """
     name = str(name)
-    kinds = check_kinds(sites)
+    choice = {"sites": check_kinds(sites), "width": width, "l0": l0}
     bundled = name in bundled_models()
-    if dictionaries is None and not bundled and name not in HUB_MODELS and Path(name).is_dir():
-        raise UserError(
-            f"{name} is a folder: say where its dictionaries are, load({name!r}, dictionaries=...)"
-        )
+    if dictionaries is None and name in HUB_MODELS:
+        scope_files(name, **choice)  # a wrong choice is answered before the model is downloaded
+    elif dictionaries is None and not bundled and Path(name).is_dir():
+        raise UserError(f"say where the dictionaries of {name} are: load(..., dictionaries=folder)")
     bridge = load_gemma(name, device=device, dtype=dtype)
     weights = next(bridge.original_model.parameters())
-    chosen = {
-        "sites": kinds, "layers": range(gemma_config(bridge).num_hidden_layers),
-        "width": width, "l0": l0, "device": weights.device, "dtype": weights.dtype,
-    }  # fmt: skip
+    choice |= {"device": weights.device, "dtype": weights.dtype}
     if dictionaries is None and not bundled:
-        found = gemma_scope(name, **chosen)
+        found = gemma_scope(name, **choice)
     else:
-        found = dictionaries_from_folder(dictionaries or BUNDLED / name / "dictionaries", **chosen)
+        found = dictionaries_from_folder(dictionaries or BUNDLED / name / "dictionaries", **choice)
     return splice(bridge, found, name=name, example_texts=_texts(name) if bundled else ())
 
 

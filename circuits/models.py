@@ -121,7 +121,7 @@ def _download(repo: str) -> Path:
     try:
         return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors", "*.model"]))
     except Exception as error:  # of whichever HTTP library the hub's client uses
-        raise hub_error(error, repo, "the model") from error
+        raise hub_error(error, repo, "the files") from error
 
 
 @contextmanager

@@ -39,7 +39,7 @@ DOWNSTREAM = ("recompute", "freeze", "drop")
 """What errors do when something upstream has changed: follow, keep their clean values, or go."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SplicedModel:
     """Gemma 2 with a dictionary at each of `sites`. Made by `load` or `splice`.
 
@@ -54,6 +54,10 @@ class SplicedModel:
     bridge: TransformerBridge
     dictionaries: Mapping[Site, Dictionary]
     example_texts: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"SplicedModel({self.name!r}, {self.describe_sites()}, {dtype}, {self.device})"
 
     def __call__(
         self,

@@ -109,9 +109,7 @@ def _keep(
 
     def edit(acts: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         changed = stand_in.to(acts).expand_as(acts).clone()
-        changed[:, pos, latent] = torch.where(
-            kept, acts[:, pos, latent], changed[:, pos, latent]
-        )
+        changed[:, pos, latent] = torch.where(kept, acts[:, pos, latent], changed[:, pos, latent])
         if errors == "removed":
             # where dictionaries do not read (BOS), the error is the whole activation: it stays
             error = torch.where(reads[..., None], error_stand_in.to(error), error)

@@ -54,3 +54,7 @@ def main() -> None:
 
 for _command in (trace, ablate, faithfulness, info):
     main.add_command(_command)
+
+
+if __name__ == "__main__":
+    main(prog_name="circuits")

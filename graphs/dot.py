@@ -236,7 +236,7 @@ def _text(
     colour: str = "#222222",
 ) -> None:
     """A line of text whose left edge is at `x`, centred on `y`."""
-    room = width(text, size) + 4
+    room = 1.05 * width(text, size) + 4  # some slack: renderers round glyphs to whole pixels
     dot.node(
         name,
         label=_plain(text) + "\\l",

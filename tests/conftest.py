@@ -17,14 +17,14 @@ N_LAYERS, D_MODEL, N_HEADS, D_HEAD, D_SAE, VOCAB = 3, 32, 4, 8, 96, 40
 TEXT = "w1 w5 w9 w2 w5 w9 w30 w7 w8 w11"
 
 
-def save_random_gemma(folder: Path, *, seed: int = 0) -> Path:
+def save_random_gemma(folder: Path, *, seed: int = 0, n_layers: int = N_LAYERS) -> Path:
     """A Hugging Face folder: grouped queries, both soft-caps, a window of 4, norms with gains."""
     torch.manual_seed(seed)
     config = Gemma2Config(
         vocab_size=VOCAB,
         hidden_size=D_MODEL,
         intermediate_size=64,
-        num_hidden_layers=N_LAYERS,
+        num_hidden_layers=n_layers,
         num_attention_heads=N_HEADS,
         num_key_value_heads=2,
         head_dim=D_HEAD,

@@ -163,7 +163,9 @@ def _from_task(asked: Asked) -> Question:
 
     given = [n for n in ("target", "foil", "corrupted") if getattr(asked, n) is not None]
     if given:
-        raise UserError(f"--task brings its own {given[0]}; leave out --{given[0]}, or give a prompt")
+        raise UserError(
+            f"--task brings its own {given[0]}; leave out --{given[0]}, or give a prompt"
+        )
     assert asked.task is not None
     task = _task(asked.task)
     prompts = task.prompts("heldout", n=asked.example + 1) if asked.example >= 0 else []

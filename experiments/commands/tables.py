@@ -56,9 +56,7 @@ def faithfulness_table(curve: FaithfulnessCurve) -> str:
 
 def layout(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()) -> str:
     """Columns two spaces apart, numbers to the right, those in `left` to the left; empty ones go."""
-    columns = [
-        column for column in enumerate(zip(head, *rows, strict=True)) if any(column[1][1:])
-    ]
+    columns = [column for column in enumerate(zip(head, *rows, strict=True)) if any(column[1][1:])]
     widths = [max(map(len, cells)) for _, cells in columns]
     lines = []
     for i in range(len(rows) + 1):

@@ -35,11 +35,11 @@ def _ask(rng: Random, split: Split) -> tuple[list[int], int]:
 
 
 def _sentence(rng: Random, split: Split) -> Sentence:
-    """A sequence, then stretches of it copied from random places, never joined at a held-out pair."""
+    """A sequence, then its end again and again, from random places; never joined at a held-out pair."""
     sequence, place = _ask(rng, split)
     text, answers = [*sequence], []
     while len(text) < TOTAL:
-        stretch = sequence[place : place + rng.randint(2, 6)]
+        stretch = sequence[place:]  # to the end: within a stretch every next word is certain
         if not held_out(text[-1], stretch[0]):
             answers += range(len(text) + 1, len(text) + len(stretch))
             text += stretch

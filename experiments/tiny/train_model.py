@@ -35,6 +35,7 @@ from experiments.tiny.language import (
 from experiments.tiny.muon import Muon
 
 BUNDLED = Path(__file__).parents[2] / "circuits" / "bundled" / "tiny"
+EMBEDDING_STD, POST_NORM = 0.05, 0.2  # at the start
 RECORDED = 20  # losses kept, for the test that retraces the start of the training
 
 
@@ -75,7 +76,14 @@ def build(seed: int) -> Gemma2ForCausalLM:
         attn_implementation="eager",  # the others leave out the soft-cap
     )
     torch.manual_seed(seed)
-    return Gemma2ForCausalLM(config)
+    model = Gemma2ForCausalLM(config)
+    # Gemma's norm after each sublayer would make it add a vector of size 1 to an embedding of
+    # size 0.2 from the first step on, and drown the words; so start the other way round.
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=EMBEDDING_STD)
+    for layer in model.model.layers:
+        torch.nn.init.constant_(layer.post_attention_layernorm.weight, POST_NORM - 1)
+        torch.nn.init.constant_(layer.post_feedforward_layernorm.weight, POST_NORM - 1)
+    return model
 
 
 def batches(settings: Settings) -> Iterator[list[tuple[Tensor, Tensor]]]:

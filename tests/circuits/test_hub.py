@@ -134,7 +134,7 @@ def test_a_file_the_repository_lacks(hub, tmp_path):
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "README.md").write_text("nothing else")
     hub.repositories[MLP] = tmp_path / "bare"
-    assert "the repository has no such file (404); choose another width or l0" in hub_says()
+    assert "the repository has no such file (404)" in hub_says()
 
 
 def test_offline_without_a_cache(hub, monkeypatch):

@@ -40,7 +40,7 @@ def test_an_unknown_kind_of_site():
 
 
 def test_a_folder_needs_its_dictionaries(gemma_folder):
-    with pytest.raises(UserError, match="say where its dictionaries are"):
+    with pytest.raises(UserError, match="say where the dictionaries of"):
         load(gemma_folder)
 
 

@@ -222,9 +222,7 @@ def test_drop_measures_without_errors_and_says_freeze_of_the_attribution(model):
     rows = ablate_each(model, PROMPT, METRIC, nodes, downstream="drop")
     freeze = ablate_each(model, PROMPT, METRIC, nodes, downstream="freeze")
     score = METRIC.bind(model)
-    assert rows.clean == pytest.approx(
-        score(model(PROMPT, downstream="drop")).item(), abs=1e-6
-    )
+    assert rows.clean == pytest.approx(score(model(PROMPT, downstream="drop")).item(), abs=1e-6)
     assert rows.clean != pytest.approx(freeze.clean, abs=1e-3)
     assert (rows.downstream, rows.attributed_downstream) == ("drop", "freeze")
     assert [r.attributed for r in rows] == [r.attributed for r in freeze]

@@ -10,7 +10,7 @@ from circuits import UserError
 from experiments.records import write_figure, write_table
 
 FRAME = pd.DataFrame(
-    {"node": ["mlp.0/latent.3@2", "a, \"b\""], "value": [0.1, float("nan")], "label": ["#1", None]}
+    {"node": ["mlp.0/latent.3@2", 'a, "b"'], "value": [0.1, float("nan")], "label": ["#1", None]}
 )
 
 

@@ -92,7 +92,7 @@ def random_attribution(
         for s, source in enumerate(nodes[:t]):
             allowed[t, s] = _may_reach(source, target)
     weights = torch.randn(n, n, generator=generator)
-    weights *= torch.tensor([0.05 if isinstance(x, ErrorNode) else 1.0 for x in nodes])
+    weights *= torch.tensor([0.25 if isinstance(x, ErrorNode) else 1.0 for x in nodes])
     kept = allowed & (torch.rand(n, n, generator=generator) < density)
     effects = torch.randn(n, generator=generator) ** 3
     grads = torch.randn(n, generator=generator)

@@ -50,7 +50,7 @@ def test_rows_follow_the_forward_pass_and_edges_run_upwards(plan):
 
 
 def test_a_fuller_column_is_wider():
-    graph = prune(random_graph(0), keep_influence=0.9)
+    graph = prune(random_graph(0), keep_influence=0.6)
     plan = layout(graph)
     most = {
         pos: max(

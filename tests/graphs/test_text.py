@@ -40,7 +40,8 @@ def test_wrapping_keeps_every_word():
 def test_a_label_breaks_at_its_bar():
     assert label_lines("Mary John | on gave", 8, 100) == ["Mary John", "on gave"]
     assert label_lines("one short", 8, 100) == ["one short"]
-    assert label_lines("a rather longer label without a bar", 8, 100)[1].startswith("label")
+    lines = label_lines("a rather longer label without a bar", 8, 120)
+    assert lines == ["a rather longer label", "without a bar"]
     assert label_lines(None, 8, 100) == []
 
 

@@ -1,0 +1,32 @@
+"""A researcher's own folders, as `--model` and `--dictionaries` take them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from circuits import KINDS
+
+
+def save_dictionaries(folder: Path, dictionaries: dict) -> Path:
+    """In the hub's layout: one folder a kind, below it Gemma Scope's."""
+    suffixes = dict(zip(KINDS, ("att", "mlp", "res"), strict=True))
+    for site, d in dictionaries.items():
+        home = folder / f"random-{suffixes[site.kind]}" / f"layer_{site.layer}"
+        path = home / "width_96" / "average_l0_10"
+        path.mkdir(parents=True)
+        names = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
+        np.savez(path / "params.npz", **{name: getattr(d, name).numpy() for name in names})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dictionaries_folder(model, tmp_path_factory) -> Path:
+    return save_dictionaries(tmp_path_factory.mktemp("dictionaries"), dict(model.dictionaries))
+
+
+@pytest.fixture(scope="session")
+def own(gemma_folder, dictionaries_folder) -> list[str]:
+    """Options that name the random model and its dictionaries."""
+    return ["--model", str(gemma_folder), "--dictionaries", str(dictionaries_folder),
+            "--device", "cpu"]  # fmt: skip

@@ -1,0 +1,191 @@
+"""On bad input the command line says one sentence and exits with 2, before anything is written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from experiments.cli import main
+
+TEXT = "w1 w5 w9 w2 w5 w9 w30 w7"
+PAIR = ["--target", "w3", "--foil", "w4"]
+COMMANDS = ("trace", "ablate", "faithfulness")
+
+
+def refusal(*arguments) -> str:
+    """The one sentence on standard error."""
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert "Traceback" not in result.output
+    said = [line for line in result.stderr.splitlines() if "it/s]" not in line and line.strip()]
+    assert len(said) == 1, result.stderr
+    assert said[0].startswith("circuits: error: ")
+    assert result.stdout == ""
+    return said[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give a prompt"),
+        ([TEXT, "--task", "ioi"], "and not both"),
+        (["--task", "chess"], "no task 'chess'; choose ioi,"),
+        (["--task", "ioi", "--example", "-1"], "no held-out example -1"),
+        (["--task", "ioi", "--example", "x"], "'x' is not a valid integer"),
+        (["--task", "ioi", "--foil", "w4"], "brings its own foil"),
+        ([TEXT, "--model", "gemma-3"], "no model 'gemma-3'; choose"),
+        ([TEXT, "--metric", "loss"], "'loss' is not one of 'logit-diff'"),
+        ([TEXT, "--no-such-option"], "No such option"),
+        ([TEXT, "--out", "nowhere/a.json"], "the folder nowhere does not exist"),
+        ([TEXT, "--out", "a.docx"], "its name must end in"),
+    ],
+)
+def test_before_any_model_is_loaded(command, arguments, message):
+    assert message in refusal(command, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([""], "the prompt is empty"),
+        (["w1 " * 40], "has 41 tokens with BOS; "),
+        (["w1 zebra", *PAIR], "does not know 'zebra'"),
+        ([TEXT, "--target", "w3 w4"], "'w3 w4' is not one token"),
+        ([TEXT, "--target", "w3", "--foil", "zebra"], "'zebra' is not one token"),
+        ([TEXT, "--target", "w3", "--metric", "logit-diff"], "needs a foil"),
+        ([TEXT, *PAIR, "--corrupted", "w1 w2"], "has 9 tokens and the corrupted one 3"),
+        ([TEXT, *PAIR, "--sites", "attn,neuron"], "no kind of site 'neuron'"),
+    ],
+)
+def test_with_a_model_loaded(own, arguments, message):
+    assert message in refusal("ablate", *arguments, *own)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trace", "--max-latents", "0"], "at least one latent"),
+        (["trace", "--keep-influence", "7"], "it is a share, from 0 to 1"),
+        (["ablate", "--top", "0"], "ablate at least one latent"),
+        (["ablate", "--batch-size", "0"], "at least one row"),
+        (["ablate", "--reference", "corrupted"], "give one with --corrupted"),
+        (["faithfulness", "--sizes", "ten"], "give whole numbers"),
+        (["faithfulness", "--sizes", "-3"], "none below 0"),
+    ],
+)
+def test_options_of_each_command(own, arguments, message):
+    assert message in refusal(*arguments, TEXT, *PAIR, *own)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_existing_output_stays_as_it_was(command, own, tmp_path):
+    out = tmp_path / "out.json"
+    out.write_text("old")
+    assert "exists already" in refusal(command, TEXT, *PAIR, *own, "--out", out)
+    assert out.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_output_that_is_a_folder(command, tmp_path):
+    folder = tmp_path / "out.json"
+    folder.mkdir()
+    assert "is a folder" in refusal(command, TEXT, "--out", folder)
+
+
+def damaged(folder: Path, tmp_path: Path, damage) -> Path:
+    """A copy of the dictionaries in which `damage` has dealt with one file."""
+    copy = tmp_path / "dictionaries"
+    shutil.copytree(folder, copy)
+    damage(copy / "random-mlp" / "layer_1" / "width_96" / "average_l0_10" / "params.npz")
+    return copy
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def wrong_shape(path: Path) -> None:
+    with np.load(path) as arrays:
+        changed = {**arrays, "b_enc": arrays["b_enc"][:-1]}
+    np.savez(path, **changed)
+
+
+def not_a_number(path: Path) -> None:
+    with np.load(path) as arrays:
+        changed = {**arrays, "b_dec": arrays["b_dec"] * np.nan}
+    np.savez(path, **changed)
+
+
+def pickled(path: Path) -> None:
+    with np.load(path) as arrays:
+        changed = {**arrays, "threshold": np.array([object()])}
+    np.savez(path, **changed)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut_short, wrong_shape, not_a_number, pickled])
+def test_a_damaged_dictionary_is_named(gemma_folder, dictionaries_folder, tmp_path, damage):
+    folder = damaged(dictionaries_folder, tmp_path, damage)
+    said = refusal("trace", TEXT, *PAIR, "--model", gemma_folder, "--dictionaries", folder)
+    assert "layer_1" in said
+
+
+def test_dictionaries_that_are_not_there(gemma_folder, tmp_path):
+    options = ["--model", gemma_folder]
+    assert "say where its dictionaries are" in refusal("trace", TEXT, *PAIR, *options)
+    options += ["--dictionaries", tmp_path / "none"]
+    assert "no folder" in refusal("trace", TEXT, *PAIR, *options)
+
+
+def test_a_file_that_is_no_graph(own, tmp_path):
+    path = tmp_path / "graph.json"
+    assert f"no file {path}" in refusal("ablate", path, *own)
+    path.write_text("{")
+    assert "is not whole JSON" in refusal("ablate", path, *own)
+    path.write_text("{}")
+    assert "no attribution graph" in refusal("faithfulness", path, *own)
+
+
+@pytest.fixture(scope="module")
+def graph(own, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("graph") / "graph.json"
+    arguments = ["trace", TEXT, *PAIR, *own, "--max-latents", "5", "--out", str(path)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def test_a_graph_keeps_its_question(graph, own):
+    assert "brings its own target" in refusal("ablate", graph, *own, "--target", "w5")
+
+
+def test_a_graph_is_not_tested_with_other_dictionaries(graph, own, tmp_path):
+    content = json.loads(graph.read_text())
+    content["provenance"]["dictionaries"]["mlp.1"]["name"] = "another"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    assert "was made with another at mlp.1" in refusal("ablate", other, *own)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("metric", "my own", "explains 'my own'"),
+        ("prompt", None, "does not say which model and prompt"),
+    ],
+)
+def test_a_graph_whose_question_cannot_be_rebuilt(graph, own, tmp_path, field, value, message):
+    content = json.loads(graph.read_text())
+    content["provenance"][field] = value
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    assert message in refusal("ablate", other, *own)
+
+
+def test_info_on_what_is_not_there():
+    assert "no model 'gemma-9'" in refusal("info", "gemma-9")
+    assert "no dictionaries for gemma-2-2b-it" in refusal("info", "gemma-2-2b-it")
