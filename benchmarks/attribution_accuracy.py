@@ -2,9 +2,9 @@
 
 1. For each held-out prompt: the 50 latents with the largest attributed effect, ablated one by one.
 2. Pearson's r of attributed and measured, prompt by prompt and over all prompts of a task together.
-3. For zeroing and for patching from the corrupted prompt, by three estimators: gradient x activation,
-   joint integrated gradients (which estimate what a whole site does, not one latent) and per-latent
-   integrated gradients.
+3. For zeroing and for patching from the corrupted prompt, by three estimators: gradient x
+   activation, joint integrated gradients (which estimate what a whole site does, not one latent)
+   and per-latent integrated gradients.
 4. Where the agreement is lost: the share of the squared differences, site kind by site kind and
    layer by layer, for gradient x activation.
 

@@ -21,7 +21,6 @@ from attribution.metrics import Score, bind
 from circuits import (
     ErrorNode,
     LatentNode,
-    Node,
     Prompt,
     Reference,
     SplicedModel,
@@ -32,10 +31,10 @@ from circuits import (
 )
 from circuits.interventions import edits
 from circuits.splice import DOWNSTREAM
+from experiments.plots import ablation_figure
 from experiments.records import write_figure, write_table
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from pandas import DataFrame
 
     from graphs import AttributionGraph
@@ -157,51 +156,14 @@ class Ablations(Sequence[AblationRow]):
         Raises:
             UserError: another suffix, or `path` cannot be written.
         """
-        return write_figure(path, self._figure(), overwrite=overwrite)
-
-    def _figure(self) -> Figure:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(5, 5), layout="constrained")
-        axes = figure.subplots()
-        axes.axline((0, 0), slope=1, color="0.8", zorder=0)
-        axes.axhline(0, color="0.93", zorder=0)
-        axes.axvline(0, color="0.93", zorder=0)
-        for kind, colour in (("attn", "#0072b2"), ("mlp", "#d55e00"), ("resid", "#009e73")):
-            for is_error, marker in ((False, "o"), (True, "x")):
-                rows = [
-                    r
-                    for r in self
-                    if r.node.site.kind == kind and isinstance(r.node, ErrorNode) == is_error
-                ]
-                if rows:
-                    axes.scatter(
-                        [r.attributed for r in rows],
-                        [r.measured for r in rows],
-                        s=18,
-                        alpha=0.8,
-                        color=colour,
-                        marker=marker,
-                        label=f"{kind} errors" if is_error else kind,
-                    )
-        axes.set_xlabel(
-            f"attributed: {self.estimator}, downstream {self.attributed_downstream}", fontsize=9
-        )
-        axes.set_ylabel(
-            f"measured: set to {self.reference}, downstream {self.downstream}", fontsize=9
-        )
-        title = f"effect on {self.metric}: r = {self.correlation:.3f}, {len(self)} nodes"
-        axes.set_title(title, fontsize=10, parse_math=False)
-        if self.rows:
-            axes.legend(frameon=False, fontsize=9)
-        return figure
+        return write_figure(path, ablation_figure(self), overwrite=overwrite)
 
 
 def ablate_each(
     model: SplicedModel,
     prompt: str | Prompt,
     metric: Metric | Score,
-    nodes: Sequence[Node],
+    nodes: Sequence[LatentNode | ErrorNode],
     *,
     reference: Reference | None = None,
     downstream: str = "recompute",
@@ -246,8 +208,8 @@ def ablate_each(
     words = model.words(ids[0])
     rows = [
         AblationRow(
-            node=node,  # pyright: ignore[reportArgumentType]  # checked by `edits` above
-            word=words[node.pos],  # pyright: ignore[reportAttributeAccessIssue]
+            node=node,
+            word=words[node.pos],
             act=values.value(node).norm().item(),
             baseline=reference.value(node).norm().item(),
             attributed=effects.of(node),
@@ -275,7 +237,7 @@ def _measure(
     model: SplicedModel,
     ids: torch.Tensor,
     score: Score,
-    nodes: Sequence[Node],
+    nodes: Sequence[LatentNode | ErrorNode],
     reference: Reference,
     downstream: str,
     batch_size: int,
@@ -285,7 +247,7 @@ def _measure(
     clean = score(model.run(ids, downstream=downstream, clean_errors=held)).item()
     ablated = [0.0] * len(nodes)
     # neighbours share sites, so that a pass goes through few dictionaries
-    order = sorted(range(len(nodes)), key=lambda i: nodes[i].site)  # pyright: ignore[reportAttributeAccessIssue]
+    order = sorted(range(len(nodes)), key=lambda i: nodes[i].site)
     with tqdm(total=len(nodes), desc="ablating", unit="node", disable=None, delay=1) as bar:
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]

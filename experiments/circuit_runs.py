@@ -14,7 +14,7 @@ from circuits import LatentNode, Reference, Site, SplicedModel, Trace, UserError
 from circuits.interventions import Edit
 
 ERRORS = ("kept", "removed")
-"""What becomes of errors: they stay and follow the downstream convention, or go to the reference."""
+"""What becomes of errors: they stay and follow `downstream`, or are set to the reference."""
 
 
 @dataclass(frozen=True)

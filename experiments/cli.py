@@ -1,4 +1,4 @@
-"""The command line: `circuits trace`, `circuits ablate`, `circuits faithfulness`, `circuits info`."""
+"""The command line: `circuits trace`, `ablate`, `faithfulness` and `info`."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def _fail(message: str) -> None:
     raise SystemExit(2)
 
 
-@click.group(cls=_OneSentence, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("circuits", cls=_OneSentence, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="gemma-circuits", prog_name="circuits")
 def main() -> None:
     """Find the circuit behind an answer of Gemma 2, and test it by ablation.

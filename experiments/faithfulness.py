@@ -23,11 +23,11 @@ from attribution.metrics import Score, bind, metric_name
 from circuits import LatentNode, Prompt, Reference, SplicedModel, UserError, zero_reference
 from experiments.ablation import check_batch_size, check_reference, one_prompt
 from experiments.circuit_runs import ERRORS, Candidates, run_kept
+from experiments.plots import faithfulness_figure
 from experiments.records import write_figure, write_table
 from graphs import AttributionGraph
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 BAND = (0.05, 0.95)
@@ -118,39 +118,7 @@ class FaithfulnessCurve:
         Raises:
             UserError: another suffix, or `path` cannot be written.
         """
-        return write_figure(path, self._figure(), overwrite=overwrite)
-
-    def _figure(self) -> Figure:
-        from matplotlib.figure import Figure
-
-        frame = self.frame()
-        frame = frame[frame["size"] > 0]  # the axis is logarithmic
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        axes = figure.subplots()
-        for level in (0, 1):
-            axes.axhline(level, color="0.85", zorder=0)
-        sizes = frame["size"]
-        if frame["random_mean"].notna().any():
-            axes.fill_between(
-                sizes, frame["random_low"], frame["random_high"], color="0.85", linewidth=0,
-                label="random circuits, 5-95 %",
-            )  # fmt: skip
-            axes.plot(sizes, frame["random_mean"], color="0.55", label="random circuits, mean")
-        axes.plot(sizes, frame["faithfulness"], "o-", color="#0072b2", label="circuit, F(C)")
-        axes.plot(
-            sizes, frame["completeness"], "s--", color="#d55e00", label="complement, F(M \\ C)"
-        )
-        axes.set_xscale("log")
-        axes.set_xlabel(f"latents kept, of {self.n_latents}")
-        axes.set_ylabel("share of the metric")
-        axes.set_title(
-            f"{self.metric}: others set to {self.reference}, errors {self.errors}, "
-            f"downstream {self.downstream}",
-            fontsize=10,
-            parse_math=False,
-        )
-        axes.legend(frameon=False, fontsize=9)
-        return figure
+        return write_figure(path, faithfulness_figure(self), overwrite=overwrite)
 
 
 def faithfulness_curve(

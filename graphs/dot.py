@@ -9,11 +9,21 @@ from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, Node, Tok
 from graphs import colours
 from graphs.graph import AttributionGraph, plural
 from graphs.layout import LABEL_WIDTH, LOGIT_SIZE, WORD_SIZE, Band, Box, Layout, layout
-from graphs.text import caption, effect_text, fit, label_lines, short_name, visible, width, wrap
+from graphs.text import (
+    caption,
+    effect_text,
+    fit,
+    label_lines,
+    number,
+    short_name,
+    visible,
+    width,
+    wrap,
+)
 
 FONT = "DejaVu Sans,Verdana,Arial,sans-serif"
 NAME_SIZE, LABEL_SIZE, NUMBER_SIZE, LEGEND_SIZE, CAPTION_SIZE = 6.0, 7.5, 7.0, 8.0, 9.0
-DPI, MOST_PIXELS = 200, 10_000  # of a bitmap; vector formats know no pixels
+DPI, MOST_PIXELS = 200, 7_000  # of a bitmap; vector formats know no pixels
 LEAST_WIDTH = 480.0  # for legend and caption, however small the graph
 BAND, RULE, GREY = "#f3f3f1", "#dddddb", "#666666"
 LEAST_SHARE = 0.01  # of the strongest edge's contribution: weaker edges would be a grey haze
@@ -130,7 +140,7 @@ def _label(node: Node, attributes: dict[str, Any], graph: AttributionGraph, box:
         case TokenNode(pos):
             return _stack((fit(visible(graph.words[pos]).strip(), WORD_SIZE, room), WORD_SIZE))
         case LogitNode(name):
-            value = f"{graph.metric_value:+.3f}"
+            value = number(graph.metric_value)
             text = fit(visible(name), LOGIT_SIZE, room, bold=True)
             return _stack((text, LOGIT_SIZE, "B"), (value, LABEL_SIZE))
         case ErrorNode():

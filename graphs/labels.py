@@ -1,4 +1,163 @@
-"""stub"""
+"""A first label for every latent: the words it promotes, and the words it fires on.
+
+1. *Promoted words.* The latent's direction in the residual stream, read through the unembedding:
+
+       logits = ((1 + w_final) * direction) @ W_E.T
+       direction = W_dec[latent]                              at resid and mlp
+       direction = (1 + w_post) * (W_O @ W_dec[latent])       at attn
+
+   with `w` the gains of the final and the post-attention norm. This is a linear approximation: it
+   knows the straight path to the output alone, leaves the norms' scales out (they do not change
+   the order of the words), and is least to be trusted in early layers.
+2. *Words it fires on.* Tokens by the latent's mean activation over all their occurrences in a set
+   of texts.
+3. *Label*: `Mary John he | on gave to handed`.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import Tensor
+
+from circuits import Dictionary, LatentNode, Site, SplicedModel
+from circuits.errors import UserError
+from graphs.graph import AttributionGraph, plural
+from graphs.text import visible
+
+N_WORDS = 3
+BATCH = 16
 
 
-def label_latents(model, graph, texts=None): ...
+def label_latents(
+    model: SplicedModel, graph: AttributionGraph, texts: Iterable[str] | None = None
+) -> AttributionGraph:
+    """A copy of `graph` in which every latent has a label; labels it had are replaced.
+
+    Args:
+        model: The model that the graph was traced on.
+        graph: Left as it is.
+        texts: What to look for firing words in; `model.example_texts` by default, or the graph's
+            own prompt if the model has none.
+
+    Raises:
+        UserError: a latent of the graph that the model's dictionaries do not have, or a text that
+            the model cannot read.
+    """
+    latents = _latents_by_site(model, graph)
+    own_prompt = graph.provenance.get("prompt", {}).get("text")
+    chosen = tuple(texts) if texts is not None else model.example_texts or (own_prompt,)
+    means = mean_activations(model, latents, [text for text in chosen if text])
+    labels: dict[tuple[Site, int], str] = {}
+    for site, indices in latents.items():
+        promoted = promoted_logits(model, site, indices)
+        for row, latent in enumerate(indices):
+            labels[site, latent] = _label(model, promoted[row], means[site][row])
+
+    digraph = nx.DiGraph(graph.digraph)
+    for node in graph.latents():
+        digraph.nodes[node]["label"] = labels[node.site, node.latent]
+    provenance = graph.provenance | {
+        "labels": {
+            "promoted": "direction through the final norm's gain and the unembedding (linear)",
+            "fires on": f"tokens by mean activation over {plural(len(chosen), 'text')}",
+        }
+    }
+    return dataclasses.replace(graph, digraph=nx.freeze(digraph), provenance=provenance)
+
+
+@torch.no_grad()
+def promoted_logits(model: SplicedModel, site: Site, latents: Sequence[int]) -> Tensor:
+    """How much one unit of each latent adds to each token's logit, `[latents, vocab]`, float32.
+
+    The linear approximation of the module's docstring; up to a positive factor per latent.
+    """
+    huggingface: Any = model.bridge.original_model
+    direction = model.dictionaries[site].W_dec[list(latents)].float()
+    if site.kind == "attn":
+        block = huggingface.model.layers[site.layer]
+        direction = direction @ _weight(block.self_attn.o_proj).float().T
+        direction = direction * (1 + _weight(block.post_attention_layernorm).float())
+    direction = direction * (1 + _weight(huggingface.model.norm).float())
+    return direction @ huggingface.get_output_embeddings().weight.float().T
+
+
+@torch.no_grad()
+def mean_activations(
+    model: SplicedModel, latents: Mapping[Site, Sequence[int]], texts: Sequence[str]
+) -> dict[Site, Tensor]:
+    """Each latent's mean activation on each token of the vocabulary, by site `[latents, vocab]`.
+
+    Over all occurrences of the token in `texts`; 0 for tokens that do not occur.
+    """
+    parts = {site: _part(model.dictionaries[site], indices) for site, indices in latents.items()}
+    sums = {
+        site: torch.zeros(model.d_vocab, len(indices), device=model.device)
+        for site, indices in latents.items()
+    }
+    counts = torch.zeros(model.d_vocab, device=model.device)
+    for start in range(0, len(texts), BATCH):
+        ids = model.tokens(texts[start : start + BATCH])
+        reads = model.reads(ids)
+        counts += torch.bincount(ids[reads], minlength=model.d_vocab)
+        activations = model.activations(ids)[1]
+        for site, part in parts.items():
+            acts = part.encode(activations[site][reads]).float()
+            sums[site].index_add_(0, ids[reads], acts)
+    return {site: (total / counts.clamp(min=1)[:, None]).T for site, total in sums.items()}
+
+
+def _latents_by_site(model: SplicedModel, graph: AttributionGraph) -> dict[Site, list[int]]:
+    latents: dict[Site, set[int]] = {}
+    for node in graph.latents():
+        _check_latent(model, node)
+        latents.setdefault(node.site, set()).add(node.latent)
+    return {site: sorted(indices) for site, indices in latents.items()}
+
+
+def _check_latent(model: SplicedModel, node: LatentNode) -> None:
+    dictionary = model.dictionaries.get(node.site)
+    if dictionary is None or node.latent >= dictionary.d_sae:
+        has = f"{dictionary.d_sae} latents there" if dictionary else model.describe_sites()
+        raise UserError(
+            f"{model.name} has no {node} (it has {has}); "
+            "give the model and dictionaries that the graph was traced on"
+        )
+
+
+def _part(dictionary: Dictionary, latents: Sequence[int]) -> Dictionary:
+    """The dictionary cut down to a few latents: nothing else has to be computed."""
+    indices = list(latents)
+    return dataclasses.replace(
+        dictionary,
+        W_enc=dictionary.W_enc[:, indices],
+        b_enc=dictionary.b_enc[indices],
+        threshold=dictionary.threshold[indices],
+        W_dec=dictionary.W_dec[indices],
+    )
+
+
+def _label(model: SplicedModel, promoted: Tensor, fires_on: Tensor) -> str:
+    parts = [" ".join(_top_words(model, promoted))]
+    if words := _top_words(model, fires_on):
+        parts.append(f"on {' '.join(words)}")
+    return " | ".join(part for part in parts if part)
+
+
+def _top_words(model: SplicedModel, scores: Tensor) -> list[str]:
+    """The `N_WORDS` tokens of highest positive score, without special ones and repetitions."""
+    scores = scores.clone()
+    scores[model.tokenizer.all_special_ids] = 0
+    words: list[str] = []
+    for value, token in zip(*scores.topk(min(len(scores), 4 * N_WORDS)), strict=True):
+        word = visible(model.tokenizer.decode([int(token)]).strip())
+        if value > 0 and word and word not in words:
+            words.append(word)
+    return words[:N_WORDS]
+
+
+def _weight(module: Any) -> Tensor:
+    """The weight of a Hugging Face module that the bridge may have wrapped."""
+    return getattr(module, "_original_component", module).weight

@@ -22,6 +22,7 @@ LATENT = (86.0, 38.0)
 ERROR = (64.0, 38.0)
 BIAS = (62.0, 28.0)
 WORD_SIZE, LOGIT_SIZE = 9.0, 10.0
+PER_LINE, WIDEST = (8, 6, 4, 3, 2), 1500.0  # side by side in a cell; wider plans use fewer
 IN_CELL = (LatentNode, BiasNode, ErrorNode, TokenNode, LogitNode)
 
 
@@ -56,7 +57,13 @@ class Layout:
     height: float
 
 
-def layout(graph: AttributionGraph, *, per_line: int = 2) -> Layout:
+def layout(graph: AttributionGraph) -> Layout:
+    """Place the nodes of `graph`, as many side by side in a cell as a page is wide."""
+    plans = (_layout(graph, per_line) for per_line in PER_LINE)
+    return next((plan for plan in plans if plan.width <= WIDEST), _layout(graph, PER_LINE[-1]))
+
+
+def _layout(graph: AttributionGraph, per_line: int) -> Layout:
     """Place the nodes of `graph`, at most `per_line` side by side in a cell."""
     cells = _cells(graph)
     lines = {key: _lines(nodes, graph, per_line) for key, nodes in cells.items()}

@@ -29,13 +29,13 @@ def with_measured(
         graph: Left as it is.
         rows: For example what `experiments.ablate_each` returns.
         settings: How it was measured (reference, downstream), as JSON values; goes into the
-            provenance and under the pictures. Without it, `rows.provenance` if there is one.
+            provenance and under the pictures. Without it, `rows.settings` if there is one.
 
     Raises:
         UserError: a row's node is not in the graph.
     """
     if settings is None:
-        settings = getattr(rows, "provenance", None)
+        settings = getattr(rows, "settings", None)
     digraph = nx.DiGraph(graph.digraph)  # unfrozen; the attributes' dicts are copies
     for row in rows:
         if row.node not in digraph:

@@ -46,7 +46,7 @@ def prune(
     """
     for name, share in (("keep_influence", keep_influence), ("keep_edges", keep_edges)):
         if not 0 <= share <= 1:
-            raise UserError(f"{name} is {share}; it is a share, from 0 to 1 (the default is 0.8)")
+            raise UserError(f"{name} is {share}; it is a share; give a number from 0 to 1")
     nodes = list(graph.digraph)
     matrix, weights = edge_matrix(graph), logit_weights(nodes)
     kept_nodes, kept_edges = prune_matrix(matrix, weights, nodes, keep_influence, keep_edges)

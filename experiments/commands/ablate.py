@@ -12,9 +12,12 @@ PRINTED = 50
 """Rows on the terminal; files hold all."""
 
 
-@click.command()
+@click.command(short_help="What was attributed beside what ablation measures.")
 @click.argument("subject", metavar="[PROMPT|GRAPH.json]", required=False)
-@click.option("--top", default=50, show_default=True, metavar="N", help="Latents to ablate.")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=50, show_default=True, metavar="N",
+    help="Latents to ablate.",
+)  # fmt: skip
 @click.option(
     "--reference", type=click.Choice(["zero", "corrupted"]), default="zero", show_default=True,
     help="What a latent is set to: off, or its value on the corrupted prompt.",
@@ -25,8 +28,9 @@ PRINTED = 50
     help="Errors downstream follow the change, keep their clean values, or are left out.",
 )  # fmt: skip
 @click.option(
-    "--batch-size", default=64, show_default=True, metavar="N", help="Ablations of one pass."
-)
+    "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
+    help="Ablations of one pass.",
+)  # fmt: skip
 @click.option(
     "--out", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
     help="Where to write, by suffix: .csv, .json (with the provenance), or a scatter plot as "
@@ -55,15 +59,12 @@ def ablate(
       circuits ablate --task ioi --reference corrupted --out ioi.csv --out ioi.svg
     """
     from attribution import total_effects
-    from circuits.errors import UserError
     from experiments import ablate_each
     from experiments.commands.tables import ablation_table
     from experiments.records import FIGURES, TABLES, check_output
 
     for path in out:
         check_output(path, (*TABLES, *FIGURES), overwrite=force)
-    if top < 1:
-        raise UserError(f"--top {top}; ablate at least one latent")
     question = answerable(asked, graphs=True)
     values = reference_named(reference, question)
     if question.graph is not None:

@@ -9,7 +9,7 @@ import click
 from experiments.commands.question import Asked, answerable, asks, reference_named
 
 
-@click.command()
+@click.command(short_help="How much of the answer circuits of each size keep.")
 @click.argument("subject", metavar="[PROMPT|GRAPH.json]", required=False)
 @click.option(
     "--sizes", default="10,30,100,300", show_default=True, metavar="N,N,...",
@@ -28,13 +28,14 @@ from experiments.commands.question import Asked, answerable, asks, reference_nam
     help="What dictionaries miss is kept, or set to the reference too.",
 )  # fmt: skip
 @click.option(
-    "--random", "n_random", default=20, show_default=True, metavar="N",
+    "--random", "n_random", type=click.IntRange(min=0), default=20, show_default=True, metavar="N",
     help="Random circuits of each size to compare with.",
 )  # fmt: skip
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Of the random circuits.")
 @click.option(
-    "--batch-size", default=64, show_default=True, metavar="N", help="Circuits of one pass."
-)
+    "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
+    help="Circuits of one pass.",
+)  # fmt: skip
 @click.option(
     "--out", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
     help="Where to write, by suffix: .csv, .json (with the provenance), or a plot as .svg, .png, "
@@ -74,10 +75,8 @@ def faithfulness(
 
     for path in out:
         check_output(path, (*TABLES, *FIGURES), overwrite=force)
-    try:
-        numbers = [int(size) for size in sizes.split(",")]
-    except ValueError:
-        raise UserError(f"--sizes {sizes!r}; give whole numbers, for example 10,30,100") from None
+    if not all(size.strip().isdecimal() for size in sizes.split(",")):
+        raise UserError(f"--sizes {sizes!r}; give whole numbers, for example 10,30,100")
     question = answerable(asked, graphs=True)
     values = reference_named(reference, question)
     ranked = question.graph
@@ -95,7 +94,7 @@ def faithfulness(
         question.prompt,
         question.metric,
         ranked,
-        sizes=numbers,
+        sizes=[int(size) for size in sizes.split(",")],
         reference=values,
         downstream=downstream,
         errors=errors,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from circuits import SplicedModel
 
 
-@click.command()
+@click.command(short_help="Models, layers, dictionaries and tasks.")
 @click.argument("model", required=False)
 @click.option(
     "--dictionaries", metavar="DIR", type=click.Path(path_type=Path),
@@ -73,7 +73,7 @@ def _describe_hub(model: str) -> None:
     rows = []
     for kind in KINDS:
         files = [file for file in catalogue()[model] if file.site.kind == kind]
-        for width in dict.fromkeys(file.width for file in files):
+        for width in sorted({file.width for file in files}, key=_latents):
             of_width = [file for file in files if file.width == width]
             layers = sorted({file.site.layer for file in of_width})
             l0s = [file.average_l0 for file in of_width]
@@ -118,6 +118,11 @@ def _list_tasks() -> None:
     click.echo()
     rows = [(name, task.summary) for name, task in TASKS.items()]
     click.echo(layout(("task", "what is asked"), rows, left=(0, 1)))
+
+
+def _latents(width: str) -> float:
+    """`16k` before `131k` before `1m`."""
+    return float(width[:-1]) * {"k": 1e3, "m": 1e6}[width[-1]]
 
 
 def _ranges(layers: list[int]) -> str:

@@ -19,7 +19,7 @@ METRICS = ("logit-diff", "logit", "log-prob", "prob")
 _OPTIONS = (
     click.option("--task", help="A task of the bundled model instead of a prompt: ioi, ..."),
     click.option(
-        "--example", default=0, show_default=True, metavar="N",
+        "--example", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
         help="Which held-out prompt of the task, counted from 0.",
     ),
     click.option(
@@ -45,8 +45,8 @@ _OPTIONS = (
         help="A folder that mirrors the hub: folders ending in -res, -att, -mlp.",
     ),
     click.option("--sites", metavar="KINDS", help="Kinds of site: attn,mlp,resid (the default)."),
-    click.option("--width", help="Of several dictionaries at a site, this wide: 16k (the default)."),
-    click.option("--l0", help="And this sparse: canonical (the default), 71, or nearest:50."),
+    click.option("--width", help="Of several dictionaries at a site: 16k (the default)."),
+    click.option("--l0", help="And of several L0: canonical (the default), 71, nearest:50."),
     click.option("--device", help="cpu, cuda, ...; CUDA when there is one, by default."),
 )  # fmt: skip
 
@@ -168,11 +168,11 @@ def _from_task(asked: Asked) -> Question:
         )
     assert asked.task is not None
     task = _task(asked.task)
-    prompts = task.prompts("heldout", n=asked.example + 1) if asked.example >= 0 else []
-    if len(prompts) <= asked.example or asked.example < 0:
+    prompts = task.prompts("heldout", n=asked.example + 1)
+    if len(prompts) <= asked.example:
         raise UserError(
             f"task {asked.task} has no held-out example {asked.example}; "
-            f"examples count from 0{f' to {len(prompts) - 1}' if prompts else ''}"
+            f"examples count from 0 to {len(prompts) - 1}"
         )
     prompt = prompts[asked.example]
     model = _load(asked, asked.model or "tiny")
@@ -273,12 +273,16 @@ def _likeliest(model: SplicedModel, prompt: Prompt) -> str:
 
 
 def _check_pair(model: SplicedModel, prompt: Prompt) -> None:
-    """Refuse, before anything long, a partner of another length."""
-    from circuits import corrupted_reference
+    """Refuse, before anything long, a prompt that cannot be read or a partner of another length."""
+    from circuits.errors import UserError
 
-    model.tokens(prompt)
-    if prompt.corrupted is not None:
-        corrupted_reference(model, prompt)
+    clean = model.tokens(prompt).shape[1]
+    corrupted = clean if prompt.corrupted is None else model.tokens(prompt.corrupted).shape[1]
+    if clean != corrupted:
+        raise UserError(
+            f"the clean prompt has {clean} tokens and the corrupted one {corrupted}; "
+            "they must be equally long, so that positions correspond"
+        )
 
 
 def _check_dictionaries(model: SplicedModel, recorded: dict[str, Any], path: str) -> None:

@@ -55,7 +55,7 @@ def faithfulness_table(curve: FaithfulnessCurve) -> str:
 
 
 def layout(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()) -> str:
-    """Columns two spaces apart, numbers to the right, those in `left` to the left; empty ones go."""
+    """Columns set to the right, those in `left` to the left; empty columns are left out."""
     columns = [column for column in enumerate(zip(head, *rows, strict=True)) if any(column[1][1:])]
     widths = [max(map(len, cells)) for _, cells in columns]
     lines = []

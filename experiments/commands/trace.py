@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 GRAPH_FILES = (".html", ".svg", ".png", ".pdf", ".dot", ".json")
 
 
-@click.command()
+@click.command(short_help="From a prompt to a graph of what moved the answer.")
 @click.argument("subject", metavar="[PROMPT]", required=False)
 @click.option(
-    "--max-latents", default=400, show_default=True, metavar="N",
+    "--max-latents", type=click.IntRange(min=1), default=400, show_default=True, metavar="N",
     help="Latents that become nodes, strongest first; the others stay in their error node.",
 )  # fmt: skip
 @click.option(
-    "--keep-influence", default=0.8, show_default=True, metavar="SHARE",
+    "--keep-influence", type=click.FloatRange(0, 1), default=0.8, show_default=True,
+    metavar="SHARE",
     help="Share of the nodes' influence that the pictures keep, 0 to 1.",
 )  # fmt: skip
 @click.option(
@@ -39,7 +40,10 @@ GRAPH_FILES = (".html", ".svg", ".png", ".pdf", ".dot", ".json")
     "--norms", type=click.Choice(["frozen", "live"]), default="frozen", show_default=True,
     help="Norm scales in the edges.",
 )  # fmt: skip
-@click.option("--top", default=10, show_default=True, metavar="N", help="Latents printed.")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=10, show_default=True, metavar="N",
+    help="Latents printed.",
+)  # fmt: skip
 @click.option(
     "--out", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
     help="Where to write, by suffix: .html, .svg, .png, .pdf, .dot (pruned) or .json (everything, "
@@ -108,8 +112,6 @@ def _summarise(
     from graphs import completeness_score, replacement_score
 
     settings = graph.provenance["settings"]
-    last = graph.provenance["pruned"][-1] if "pruned" in graph.provenance else None
-    assert last is None, "scores are of the graph before pruning"
     share = pruned.provenance["pruned"][-1]["keep_influence"]
     click.echo(f"{question.model.name}: {question.prompt.text!r}")
     click.echo(f"metric  {question.metric.name} = {graph.metric_value:+.3f}")
@@ -119,6 +121,7 @@ def _summarise(
     )
     click.echo(f"pruned  {_counts(pruned)} hold {share:.0%} of the influence")
     click.echo(
+        # of the graph before pruning, as the scores' authors define them
         f"scores  replacement {replacement_score(graph):.2f}, completeness "
         f"{completeness_score(graph):.2f} (share of the influence that is not from errors)"
     )

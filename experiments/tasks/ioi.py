@@ -10,9 +10,7 @@ TEMPLATES = (
     "when {a} and {b} went to the {place} , {s} gave a {object} to",
     "after {a} and {b} met at the {place} , {s} handed a {object} to",
     "while {a} and {b} were at the {place} , {s} offered a {object} to",
-    "{a} and {b} went to the {place} and {s} gave a {object} to",
-    "{a} and {b} found a {object} at the {place} and {s} gave it to",
-    "then , {a} and {b} were at the {place} and {s} bought a {object} for",
+    "as {a} and {b} left the {place} , {s} bought a {object} for",
 )
 
 

@@ -80,6 +80,10 @@ def build(seed: int) -> Gemma2ForCausalLM:
     # Gemma's norm after each sublayer would make it add a vector of size 1 to an embedding of
     # size 0.2 from the first step on, and drown the words; so start the other way round.
     torch.nn.init.normal_(model.model.embed_tokens.weight, std=EMBEDDING_STD)
+    # Queries and keys have no bias: without a part that all words share, heads that look at a
+    # relative position alone (the word before) have to wait until one has been learned.
+    with torch.no_grad():
+        model.model.embed_tokens.weight += EMBEDDING_STD * torch.randn(config.hidden_size)
     for layer in model.model.layers:
         torch.nn.init.constant_(layer.post_attention_layernorm.weight, POST_NORM - 1)
         torch.nn.init.constant_(layer.post_feedforward_layernorm.weight, POST_NORM - 1)

@@ -113,7 +113,7 @@ def _text(
         case TokenNode(pos):
             return [("word", fit(visible(graph.words[pos]).strip(), WORD_SIZE, room))]
         case LogitNode(name):
-            value = f"{graph.metric_value:+.3f}"
+            value = number(graph.metric_value)
             return [("output", fit(visible(name), LOGIT_SIZE, room, bold=True)), ("number", value)]
         case ErrorNode() | BiasNode():
             return [("name", KIND[type(node)]), effect]

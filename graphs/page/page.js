@@ -314,7 +314,7 @@ function setZoom(zoom) {
 }
 
 const fitWidth = () => (byId("canvas").clientWidth - 2) / size.width;
-const fitHeight = () => (byId("canvas").clientHeight - 2) / size.height;
+const fitHeight = () => (parseFloat(getComputedStyle(byId("canvas")).maxHeight) - 2) / size.height;
 
 // The slider runs over the logarithm of the number of edges: 0, 1, ... all.
 function edgeCount(position) {

@@ -1,4 +1,4 @@
-"""Measured effects are what an edit by hand gives, and what attribution estimates to first order."""
+"""Measured effects are edits by hand, and attributed effects their first order."""
 
 import json
 from contextlib import ExitStack, contextmanager
@@ -128,6 +128,7 @@ def test_ablating_is_editing_by_hand(model, name, downstream):
     assert {node.site.kind for node in nodes} == set(KINDS)
     rows = ablate_each(model, PROMPT, METRIC, nodes, reference=reference, downstream=downstream)
     for row in rows:
+        assert isinstance(row.node, LatentNode)
         value = reference.value(row.node).item()
         expected = METRIC.bind(model)(model(PROMPT)).item() - by_hand(
             model, row.node, value, downstream

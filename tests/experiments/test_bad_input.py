@@ -34,8 +34,9 @@ def refusal(*arguments) -> str:
         ([], "give a prompt"),
         ([TEXT, "--task", "ioi"], "and not both"),
         (["--task", "chess"], "no task 'chess'; choose ioi,"),
-        (["--task", "ioi", "--example", "-1"], "no held-out example -1"),
+        (["--task", "ioi", "--example", "-1"], "-1 is not in the range x>=0"),
         (["--task", "ioi", "--example", "x"], "'x' is not a valid integer"),
+        (["--task", "country_capital", "--example", "9999"], "has no held-out example 9999"),
         (["--task", "ioi", "--foil", "w4"], "brings its own foil"),
         ([TEXT, "--model", "gemma-3"], "no model 'gemma-3'; choose"),
         ([TEXT, "--metric", "loss"], "'loss' is not one of 'logit-diff'"),
@@ -68,13 +69,13 @@ def test_with_a_model_loaded(own, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trace", "--max-latents", "0"], "at least one latent"),
-        (["trace", "--keep-influence", "7"], "it is a share, from 0 to 1"),
-        (["ablate", "--top", "0"], "ablate at least one latent"),
-        (["ablate", "--batch-size", "0"], "at least one row"),
+        (["trace", "--max-latents", "0"], "0 is not in the range x>=1"),
+        (["trace", "--keep-influence", "7"], "7.0 is not in the range 0<=x<=1"),
+        (["ablate", "--top", "0"], "0 is not in the range x>=1"),
+        (["ablate", "--batch-size", "0"], "0 is not in the range x>=1"),
         (["ablate", "--reference", "corrupted"], "give one with --corrupted"),
         (["faithfulness", "--sizes", "ten"], "give whole numbers"),
-        (["faithfulness", "--sizes", "-3"], "none below 0"),
+        (["faithfulness", "--sizes", "-3"], "give whole numbers"),
     ],
 )
 def test_options_of_each_command(own, arguments, message):
@@ -136,7 +137,7 @@ def test_a_damaged_dictionary_is_named(gemma_folder, dictionaries_folder, tmp_pa
 
 def test_dictionaries_that_are_not_there(gemma_folder, tmp_path):
     options = ["--model", gemma_folder]
-    assert "say where its dictionaries are" in refusal("trace", TEXT, *PAIR, *options)
+    assert "say where the dictionaries of" in refusal("trace", TEXT, *PAIR, *options)
     options += ["--dictionaries", tmp_path / "none"]
     assert "no folder" in refusal("trace", TEXT, *PAIR, *options)
 

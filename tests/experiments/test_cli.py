@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
+from experiments.ablation import pearson
 from experiments.cli import main
 
 TEXT = "w1 w5 w9 w2 w5 w9 w30 w7"
@@ -71,11 +72,11 @@ def test_ablate_sets_measured_beside_attributed(saved, own, tmp_path):
     graph = json.loads(path.read_text())
     effects = dict(zip(graph["nodes"]["name"], graph["nodes"]["effect"], strict=True))
     assert len(frame) == 8
-    for row in frame.itertuples():
-        assert row.attributed == pytest.approx(effects[row.node], rel=1e-3, abs=1e-5)
-        assert f"{row.attributed:+.3f}" in result.output
-        assert f"{row.measured:+.3f}" in result.output
-    r = frame["attributed"].corr(frame["measured"])
+    for row in frame.to_dict("records"):
+        assert row["attributed"] == pytest.approx(effects[row["node"]], rel=1e-3, abs=1e-5)
+        assert f"{row['attributed']:+.3f}" in result.output
+        assert f"{row['measured']:+.3f}" in result.output
+    r = pearson(frame["attributed"].to_list(), frame["measured"].to_list())
     assert f"r = {r:.3f} over 8 latents" in result.output
     assert json.loads(outs[1].read_text())["provenance"]["settings"]["reference"] == "zero"
 

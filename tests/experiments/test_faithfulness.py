@@ -33,7 +33,7 @@ METRIC = logit_diff(PROMPT)
 
 def reference_named(model, name):
     if name == "mean":
-        return mean_reference(model, [PROMPT.text, PROMPT.corrupted])
+        return mean_reference(model, [PROMPT, Prompt(PROMPT.corrupted or "")])
     return {"zero": zero_reference, "corrupted": corrupted_reference}[name](model, PROMPT)
 
 

@@ -97,7 +97,7 @@ def test_the_picture_says_what_the_graph_says(tmp_path, circuit):
     assert f"{strongest.site}/{strongest.latent}" in texts
     assert any(text.endswith(" / +0.125") for text in texts)
     assert "error" in texts
-    assert "+3.250" in texts
+    assert "+3.25" in texts
     caption = " ".join(texts)
     for part in ("synthetic", "logit diff Mary - John", "downstream recompute", "norms frozen"):
         assert part in caption
