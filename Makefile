@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test install clean
 
 demo: install
-	$(BIN)/circuits demo --out demo
+	$(BIN)/python -m experiments.examples.demo demo
 
 test: install
 	$(BIN)/ruff check .

@@ -5,8 +5,8 @@
 3. For zeroing and for patching from the corrupted prompt, by three estimators: gradient x
    activation, joint integrated gradients (which estimate what a whole site does, not one latent)
    and per-latent integrated gradients.
-4. Where the agreement is lost: the share of the squared differences, site kind by site kind and
-   layer by layer, for gradient x activation.
+4. Where the agreement is lost: the share of the squared differences by kind of site, layer,
+   position and size of the effect, for gradient x activation.
 
 All estimators are judged on the same latents: those that gradient x activation ranks first.
 """
@@ -45,6 +45,8 @@ class Sample:
     """One latent of one prompt.
 
     Attributes:
+        last: Whether it is at the answer's position.
+        share: Its attributed effect as a share of the metric, in size.
         estimates: Attributed effect by estimator; per-latent integrated gradients may be missing.
     """
 
@@ -53,7 +55,8 @@ class Sample:
     reference: str
     layer: int
     kind: str
-    pos: int
+    last: bool
+    share: float
     estimates: dict[str, float]
     measured: float
 
@@ -112,15 +115,24 @@ def collect_prompt(
     per_latent = (
         integrated_each(model, prompt, metric, nodes, reference=reference).tolist() if each else []
     )
+    end = model.tokens(prompt).shape[1] - 1
     samples = []
     for j, row in enumerate(rows):
         estimates = {GRADIENT: row.attributed, JOINT: joint.of(row.node)}
         if each:
             estimates[EACH] = per_latent[j]
-        site, pos = row.node.site, row.node.pos
-        samples.append(
-            Sample(task.name, i, name, site.layer, site.kind, pos, estimates, row.measured)
+        sample = Sample(
+            task=task.name,
+            prompt=i,
+            reference=name,
+            layer=row.node.site.layer,
+            kind=row.node.site.kind,
+            last=row.node.pos == end,
+            share=abs(row.attributed / rows.clean),
+            estimates=estimates,
+            measured=row.measured,
         )
+        samples.append(sample)
     return samples
 
 
@@ -160,23 +172,34 @@ def accuracy_table(samples: list[Sample]) -> list[str]:
 
 
 def loss_table(samples: list[Sample]) -> list[str]:
-    """By kind and layer: number of latents, r, slope, and share of all squared differences."""
+    """By kind, layer, position and size: r, slope, and share of all squared differences."""
     total = sum((s.estimates[GRADIENT] - s.measured) ** 2 for s in samples) or 1.0
     lines = [
-        "| latents at | share of latents | pooled r | slope | share of squared difference |",
+        "| latents | share of latents | pooled r | slope | share of squared difference |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    groups = {
-        **group(samples, lambda s: f"{s.kind}"),
-        **group(samples, lambda s: f"layer {s.layer}"),
-    }
-    for name, members in sorted(groups.items()):
+    groups = [
+        *sorted(group(samples, lambda s: f"at {s.kind}").items()),
+        *sorted(group(samples, lambda s: f"in layer {s.layer}").items()),
+        *group(samples, lambda s: "at the answer" if s.last else "at earlier positions").items(),
+        *sorted(group(samples, size).items()),
+    ]
+    for name, members in groups:
         loss = sum((s.estimates[GRADIENT] - s.measured) ** 2 for s in members)
         lines.append(
             f"| {name} | {len(members) / len(samples):.0%} | {correlation(members, GRADIENT):.3f} "
             f"| {slope(members):.2f} | {loss / total:.0%} |"
         )
     return lines
+
+
+def size(sample: Sample) -> str:
+    """Steps of the attributed effect as a share of the metric."""
+    steps = ((0.03, "below 3 % of the metric"), (0.1, "from 3 to 10 %"), (0.3, "from 10 to 30 %"))
+    for i, (limit, name) in enumerate(steps):
+        if sample.share < limit:
+            return f"effect {i + 1}: {name}"
+    return f"effect {len(steps) + 1}: above 30 %"
 
 
 def correlations(samples: Iterable[Sample], estimator: str) -> list[float]:

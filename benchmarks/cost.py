@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import click
 import torch
@@ -24,7 +25,7 @@ PROMPT = Prompt(
 def bare(model: SplicedModel) -> None:
     """Forward and backward of the Hugging Face model, no hooks."""
     ids = model.tokens(PROMPT)
-    hf = model.bridge.original_model
+    hf: Any = model.bridge.original_model
     embedding = hf.get_input_embeddings()(ids).detach().requires_grad_()
     logits = hf(inputs_embeds=embedding).logits
     bind(logit_diff(PROMPT), model)(logits).sum().backward()

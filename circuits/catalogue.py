@@ -102,7 +102,7 @@ def _by_site(
     having = {kind: sorted(site.layer for site in by_site if site.kind == kind) for kind in kinds}
     bare = [kind for kind in kinds if not having[kind]]
     if bare:
-        there = "; ".join(f"{kind} at layers {_ranges(n)}" for kind, n in having.items() if n)
+        there = "; ".join(f"{kind} at layers {ranges(n)}" for kind, n in having.items() if n)
         raise UserError(
             f"{owner} has no dictionaries of kind {', '.join(bare)}"
             + (f", only {there}; leave out those it lacks" if there else "; choose other sites")
@@ -112,7 +112,7 @@ def _by_site(
         f"{kind}.{layer}" for layer in wanted or () for kind in kinds if layer not in having[kind]
     ]
     if missing:
-        there = "; ".join(f"{kind} at layers {_ranges(n)}" for kind, n in having.items())
+        there = "; ".join(f"{kind} at layers {ranges(n)}" for kind, n in having.items())
         raise UserError(f"no dictionary at {', '.join(missing)}; {owner} has {there}")
     return {
         site: files
@@ -141,13 +141,13 @@ def _check_width(by_site: Mapping[Site, Sequence[DictionaryFile]], width: str, o
     if not lacking:
         return
     site = min(lacking)
-    there = sorted({file.width for file in by_site[site]}, key=_size)
+    there = sorted({file.width for file in by_site[site]}, key=latents_of)
     elsewhere = {
         other.layer
         for other, files in by_site.items()
         if other.kind == site.kind and any(file.width == width for file in files)
     }
-    layers = f"; layers {_ranges(elsewhere)} have it" if elsewhere else ""
+    layers = f"; layers {ranges(elsewhere)} have it" if elsewhere else ""
     raise UserError(
         f"no dictionary {width} wide at {site} of {owner}: there are {', '.join(there)}{layers}"
     )
@@ -173,14 +173,14 @@ def _choose_file(
     return nearest
 
 
-def _size(width: str) -> tuple[float, str]:
+def latents_of(width: str) -> tuple[float, str]:
     """Sorts `16k` before `131k` before `1m`."""
     number, unit = width[:-1], width[-1:]
     factor = {"k": 1e3, "m": 1e6}.get(unit)
     return (float(number) * factor if factor and number.isdecimal() else float("inf"), width)
 
 
-def _ranges(layers: Iterable[int]) -> str:
+def ranges(layers: Iterable[int]) -> str:
     """`0-3, 7` for 0, 1, 2, 3, 7."""
     runs: list[list[int]] = []
     for layer in sorted(layers):

@@ -45,7 +45,9 @@ def load(
     if dictionaries is None and name in HUB_MODELS:
         scope_files(name, **choice)  # a wrong choice is answered before the model is downloaded
     elif dictionaries is None and not bundled and Path(name).is_dir():
-        raise UserError(f"say where the dictionaries of {name} are: load(..., dictionaries=folder)")
+        raise UserError(
+            f"say where the dictionaries of {name} are: dictionaries=folder (--dictionaries)"
+        )
     bridge = load_gemma(name, device=device, dtype=dtype)
     weights = next(bridge.original_model.parameters())
     choice |= {"device": weights.device, "dtype": weights.dtype}

@@ -7,7 +7,7 @@ has the sign and the units of the attributed `d metric / d value . (value - refe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,13 +31,12 @@ from circuits import (
 )
 from circuits.interventions import edits
 from circuits.splice import DOWNSTREAM
+from experiments.checks import check_batch_size, check_reference, one_prompt
 from experiments.plots import ablation_figure
 from experiments.records import write_figure, write_table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-    from graphs import AttributionGraph
 
 
 @dataclass(frozen=True)
@@ -107,10 +106,12 @@ class Ablations(Sequence[AblationRow]):
         """Pearson's r of attributed and measured; NaN for fewer than two rows or without spread."""
         return pearson([r.attributed for r in self.rows], [r.measured for r in self.rows])
 
-    def labelled(self, graph: AttributionGraph) -> Ablations:
-        """The same, with the labels that `graph` gives its nodes."""
-        nodes = graph.digraph.nodes
-        rows = (replace(r, label=nodes[r.node]["label"]) if r.node in nodes else r for r in self)
+    def labelled(self, labels: Mapping[LatentNode, str]) -> Ablations:
+        """The same, with labels such as `graphs.labels_of` gives."""
+        rows = (
+            replace(row, label=labels.get(row.node)) if isinstance(row.node, LatentNode) else row
+            for row in self
+        )
         return replace(self, rows=tuple(rows))
 
     def frame(self) -> DataFrame:
@@ -260,39 +261,6 @@ def _measure(
                 ablated[i] = value
             bar.update(len(chunk))
     return clean, ablated
-
-
-def one_prompt(model: SplicedModel, prompt: str | Prompt) -> torch.Tensor:
-    """Its token ids `[1, pos]`.
-
-    Raises:
-        UserError: several prompts, or as `SplicedModel.tokens`.
-    """
-    ids = model.tokens(prompt)
-    if len(ids) != 1:
-        raise UserError(f"an ablation is of one prompt; got {len(ids)}")
-    return ids
-
-
-def check_reference(model: SplicedModel, reference: Reference, ids: torch.Tensor) -> None:
-    """Refuse a reference whose sites or positions are not those of the model and `ids [1, pos]`."""
-    missing = [str(site) for site in model.sites if site not in reference.trace.sites]
-    if missing:
-        raise UserError(
-            f"the reference has no values at {', '.join(missing)}; make it with the same model"
-        )
-    n_reference, n_prompt = len(reference.trace.ids), ids.shape[1]
-    if n_reference != n_prompt:
-        raise UserError(
-            f"the reference has {n_reference} tokens and the prompt {n_prompt}; "
-            "they must be equally long, so that positions correspond"
-        )
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Refuse a batch of nothing."""
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size}; a pass needs at least one row")
 
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> float:

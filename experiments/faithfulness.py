@@ -21,7 +21,7 @@ from attribution import Metric
 from attribution.attribute import record
 from attribution.metrics import Score, bind, metric_name
 from circuits import LatentNode, Prompt, Reference, SplicedModel, UserError, zero_reference
-from experiments.ablation import check_batch_size, check_reference, one_prompt
+from experiments.checks import check_batch_size, check_reference, one_prompt
 from experiments.circuit_runs import ERRORS, Candidates, run_kept
 from experiments.plots import faithfulness_figure
 from experiments.records import write_figure, write_table

@@ -48,7 +48,7 @@ def ablation_figure(ablations: Ablations) -> Figure:
     title = f"effect on {ablations.metric}: r = {ablations.correlation:.3f}, {len(ablations)} nodes"
     axes.set_title(title, fontsize=10, parse_math=False)
     if ablations.rows:
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(frameon=False, fontsize=9, loc="upper left")
     return figure
 
 
@@ -90,6 +90,8 @@ def faithfulness_figure(curve: FaithfulnessCurve) -> Figure:
         label="complement, F(M \\ C)",
     )
     axes.set_xscale("log")
+    axes.set_xticks(sizes, labels=[str(size) for size in sizes])
+    axes.minorticks_off()
     axes.set_xlabel(f"latents kept, of {curve.n_latents}")
     axes.set_ylabel("share of the metric")
     axes.set_title(
@@ -98,5 +100,5 @@ def faithfulness_figure(curve: FaithfulnessCurve) -> Figure:
         fontsize=10,
         parse_math=False,
     )
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=2)
     return figure

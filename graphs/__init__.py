@@ -2,7 +2,7 @@
 
 from graphs.graph import AttributionGraph
 from graphs.influence import influence
-from graphs.labels import label_latents
+from graphs.labels import label_latents, labels_of
 from graphs.measured import with_measured
 from graphs.prune import prune
 from graphs.render import render
@@ -13,6 +13,7 @@ __all__ = [
     "completeness_score",
     "influence",
     "label_latents",
+    "labels_of",
     "prune",
     "render",
     "replacement_score",

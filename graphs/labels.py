@@ -46,19 +46,14 @@ def label_latents(
         UserError: a latent of the graph that the model's dictionaries do not have, or a text that
             the model cannot read.
     """
-    latents = _latents_by_site(model, graph)
     own_prompt = graph.provenance.get("prompt", {}).get("text")
-    chosen = tuple(texts) if texts is not None else model.example_texts or (own_prompt,)
-    means = mean_activations(model, latents, [text for text in chosen if text])
-    labels: dict[tuple[Site, int], str] = {}
-    for site, indices in latents.items():
-        promoted = promoted_logits(model, site, indices)
-        for row, latent in enumerate(indices):
-            labels[site, latent] = _label(model, promoted[row], means[site][row])
-
+    if texts is None:
+        texts = model.example_texts or (own_prompt,)
+    chosen = [text for text in texts if text]
+    labels = labels_of(model, graph.latents(), chosen)
     digraph = nx.DiGraph(graph.digraph)
-    for node in graph.latents():
-        digraph.nodes[node]["label"] = labels[node.site, node.latent]
+    for node, label in labels.items():
+        digraph.nodes[node]["label"] = label
     provenance = graph.provenance | {
         "labels": {
             "promoted": "direction through the final norm's gain and the unembedding (linear)",
@@ -66,6 +61,25 @@ def label_latents(
         }
     }
     return dataclasses.replace(graph, digraph=nx.freeze(digraph), provenance=provenance)
+
+
+def labels_of(
+    model: SplicedModel, latents: Iterable[LatentNode], texts: Sequence[str] | None = None
+) -> dict[LatentNode, str]:
+    """A label for each of `latents`, from `texts` (by default `model.example_texts`).
+
+    Raises:
+        UserError: as `label_latents`.
+    """
+    latents = list(latents)
+    by_site = _latents_by_site(model, latents)
+    means = mean_activations(model, by_site, model.example_texts if texts is None else texts)
+    labels: dict[tuple[Site, int], str] = {}
+    for site, indices in by_site.items():
+        promoted = promoted_logits(model, site, indices)
+        for row, latent in enumerate(indices):
+            labels[site, latent] = _label(model, promoted[row], means[site][row])
+    return {node: labels[node.site, node.latent] for node in latents}
 
 
 @torch.no_grad()
@@ -109,12 +123,12 @@ def mean_activations(
     return {site: (total / counts.clamp(min=1)[:, None]).T for site, total in sums.items()}
 
 
-def _latents_by_site(model: SplicedModel, graph: AttributionGraph) -> dict[Site, list[int]]:
-    latents: dict[Site, set[int]] = {}
-    for node in graph.latents():
+def _latents_by_site(model: SplicedModel, latents: Iterable[LatentNode]) -> dict[Site, list[int]]:
+    by_site: dict[Site, set[int]] = {}
+    for node in latents:
         _check_latent(model, node)
-        latents.setdefault(node.site, set()).add(node.latent)
-    return {site: sorted(indices) for site, indices in latents.items()}
+        by_site.setdefault(node.site, set()).add(node.latent)
+    return {site: sorted(indices) for site, indices in by_site.items()}
 
 
 def _check_latent(model: SplicedModel, node: LatentNode) -> None:

@@ -62,6 +62,7 @@ def ablate(
     from experiments import ablate_each
     from experiments.commands.tables import ablation_table
     from experiments.records import FIGURES, TABLES, check_output
+    from graphs import labels_of
 
     for path in out:
         check_output(path, (*TABLES, *FIGURES), overwrite=force)
@@ -87,8 +88,7 @@ def ablate(
         downstream=downstream,
         batch_size=batch_size,
     )
-    if question.graph is not None:
-        ablations = ablations.labelled(question.graph)
+    ablations = ablations.labelled(labels_of(question.model, nodes))
     click.echo(f"{question.model.name}: {question.prompt.text!r}")
     click.echo(f"metric      {ablations.metric} = {ablations.clean:+.3f}")
     click.echo(

@@ -12,8 +12,8 @@ from experiments.commands.question import Asked, answerable, asks, reference_nam
 @click.command(short_help="How much of the answer circuits of each size keep.")
 @click.argument("subject", metavar="[PROMPT|GRAPH.json]", required=False)
 @click.option(
-    "--sizes", default="10,30,100,300", show_default=True, metavar="N,N,...",
-    help="Numbers of latents; at most as many as the graph holds.",
+    "--sizes", default="10,30,100,300,1000,3000", show_default=True, metavar="N,N,...",
+    help="Numbers of latents; a saved graph goes up to as many as it holds.",
 )  # fmt: skip
 @click.option(
     "--reference", type=click.Choice(["zero", "corrupted"]), default="zero", show_default=True,

@@ -66,14 +66,14 @@ def _list_models() -> None:
 
 def _describe_hub(model: str) -> None:
     """From the catalogue alone."""
-    from circuits.catalogue import catalogue
+    from circuits.catalogue import catalogue, latents_of, ranges
     from circuits.sites import KINDS
     from experiments.commands.tables import layout
 
     rows = []
     for kind in KINDS:
         files = [file for file in catalogue()[model] if file.site.kind == kind]
-        for width in sorted({file.width for file in files}, key=_latents):
+        for width in sorted({file.width for file in files}, key=latents_of):
             of_width = [file for file in files if file.width == width]
             layers = sorted({file.site.layer for file in of_width})
             l0s = [file.average_l0 for file in of_width]
@@ -82,7 +82,7 @@ def _describe_hub(model: str) -> None:
                 (
                     kind,
                     width,
-                    _ranges(layers),
+                    ranges(layers),
                     f"{min(l0s):g} to {max(l0s):g}",
                     f"{min(canonical):g} to {max(canonical):g}" if canonical else "",
                 )
@@ -118,15 +118,3 @@ def _list_tasks() -> None:
     click.echo()
     rows = [(name, task.summary) for name, task in TASKS.items()]
     click.echo(layout(("task", "what is asked"), rows, left=(0, 1)))
-
-
-def _latents(width: str) -> float:
-    """`16k` before `131k` before `1m`."""
-    return float(width[:-1]) * {"k": 1e3, "m": 1e6}[width[-1]]
-
-
-def _ranges(layers: list[int]) -> str:
-    """`0-25`, or `5, 12, 19` where there are gaps."""
-    if layers == list(range(layers[0], layers[-1] + 1)) and len(layers) > 1:
-        return f"{layers[0]}-{layers[-1]}"
-    return ", ".join(map(str, layers))

@@ -19,7 +19,7 @@ METRICS = ("logit-diff", "logit", "log-prob", "prob")
 _OPTIONS = (
     click.option("--task", help="A task of the bundled model instead of a prompt: ioi, ..."),
     click.option(
-        "--example", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
+        "--example", type=click.IntRange(0, 199), default=0, show_default=True, metavar="N",
         help="Which held-out prompt of the task, counted from 0.",
     ),
     click.option(

@@ -123,7 +123,7 @@ def _summarise(
     click.echo(
         # of the graph before pruning, as the scores' authors define them
         f"scores  replacement {replacement_score(graph):.2f}, completeness "
-        f"{completeness_score(graph):.2f} (share of the influence that is not from errors)"
+        f"{completeness_score(graph):.2f} (not from errors and latents left out)"
     )
     click.echo(
         f"\nstrongest latents, attributed by {settings['estimator']} "

@@ -2,7 +2,7 @@
 
 1. Trace: which latents make the bundled model answer "Mary", and through which edges.
 2. Ablate: the 50 strongest one by one, attributed beside measured, by zeroing and by patching.
-3. Faithfulness: how much of the answer circuits of 10 to 300 latents keep.
+3. Faithfulness: how much of the answer circuits of 10 to 3000 latents keep.
 4. Draw: the graph with both numbers on every latent.
 
 Running it again replaces its own files.
@@ -28,6 +28,7 @@ from graphs import (
     AttributionGraph,
     completeness_score,
     label_latents,
+    labels_of,
     prune,
     render,
     replacement_score,
@@ -41,6 +42,7 @@ PROMPT = Prompt(
     corrupted="when Mary and John went to the store , Mary gave a drink to",
 )
 STRONGEST = 50
+SIZES = (10, 30, 100, 300, 1000, 3000)
 
 
 def main(folder: Path) -> None:
@@ -62,14 +64,18 @@ def main(folder: Path) -> None:
     )
 
     for reference in (zero_reference(model, PROMPT), corrupted_reference(model, PROMPT)):
-        rows = ablate_strongest(model, metric, reference).labelled(graph)
+        rows = ablate_strongest(model, metric, reference)
         report(rows)
         rows.save(folder / f"ablation_{reference.name}.csv", overwrite=True)
         rows.save(folder / f"ablation_{reference.name}.json", overwrite=True)
         rows.plot(folder / f"ablation_{reference.name}.svg", overwrite=True)
 
-    curve = faithfulness_curve(model, PROMPT, metric, graph, sizes=[10, 30, 100, 300])
-    print(f"faithfulness, errors {curve.errors}, downstream {curve.downstream}:")
+    ranked = total_effects(model, PROMPT, metric).strongest()  # beyond the graph's 400 too
+    curve = faithfulness_curve(model, PROMPT, metric, ranked, sizes=SIZES)
+    print(
+        f"faithfulness of the strongest of {curve.n_latents} latents, all others set to "
+        f"{curve.reference}, errors {curve.errors}, downstream {curve.downstream}:"
+    )
     print(faithfulness_table(curve))
     curve.save(folder / "faithfulness.json", overwrite=True)
     curve.plot(folder / "faithfulness.svg", overwrite=True)
@@ -91,7 +97,9 @@ def trace(model: SplicedModel, metric: Metric) -> AttributionGraph:
 def ablate_strongest(model: SplicedModel, metric: Metric, reference: Reference) -> Ablations:
     """The latents with the largest effects attributed against `reference`, ablated to it."""
     effects = total_effects(model, PROMPT, metric, reference=reference)
-    return ablate_each(model, PROMPT, metric, effects.strongest(STRONGEST), reference=reference)
+    nodes = effects.strongest(STRONGEST)
+    rows = ablate_each(model, PROMPT, metric, nodes, reference=reference)
+    return rows.labelled(labels_of(model, nodes))
 
 
 def report(rows: Ablations) -> None:

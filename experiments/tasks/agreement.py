@@ -84,11 +84,11 @@ def _task(name: str, summary: str, ask: Callable, write: Callable) -> Task:
 
 
 SIMPLE = _task("agreement_simple", "'the tall farmers' -> greet", _simple, _simple)
-ACROSS_PP = _task(
-    "agreement_pp", "'the farmers near the car' -> greet", _across_pp, _across_pp
-)
+ACROSS_PP = _task("agreement_pp", "'the farmers near the car' -> greet", _across_pp, _across_pp)
 ACROSS_RC = _task(
     "agreement_rc", "'the farmers that the chef likes' -> greet", _across_rc, _across_rc
 )
 # its sentences are those of the task above: the verb asked for is the one inside
-WITHIN_RC = _task("agreement_within_rc", "'the farmers that the chef' -> likes", _within_rc, _across_rc)
+WITHIN_RC = _task(
+    "agreement_within_rc", "'the farmers that the chef' -> likes", _within_rc, _across_rc
+)

@@ -32,7 +32,7 @@ def _sentence(rng: Random, split: Split) -> Sentence:
     # the corrupted partner starts in 01: that year has to be in the language too
     if split == "train" and rng.random() < 0.02:
         prompt = replace(prompt, text=prompt.corrupted)
-    return answered(prompt)
+    return replace(answered(prompt), choices=_right(prompt))
 
 
 def _start(prompt: Prompt) -> int:

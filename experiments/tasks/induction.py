@@ -4,9 +4,9 @@ from random import Random
 
 from circuits.prompts import Prompt
 from experiments.tasks.task import Sentence, Split, Task, held_out
-from experiments.tasks.words import content_words
+from experiments.tasks.words import nouns
 
-WORDS = content_words()
+WORDS = nouns()
 SHORTEST, LONGEST = 4, 24  # of the sequence before anything repeats; the model's window is 16
 TOTAL = 44  # of a training sequence with its repeats
 
@@ -35,7 +35,7 @@ def _ask(rng: Random, split: Split) -> tuple[list[int], int]:
 
 
 def _sentence(rng: Random, split: Split) -> Sentence:
-    """A sequence, then its end again and again, from random places; never joined at a held-out pair."""
+    """A sequence, then its end again and again from random places, not joined at held-out pairs."""
     sequence, place = _ask(rng, split)
     text, answers = [*sequence], []
     while len(text) < TOTAL:
@@ -64,7 +64,7 @@ def _prompt(rng: Random, split: Split) -> Prompt:
 
 INDUCTION = Task(
     name="induction",
-    summary="'car Lyon old boys ... Lyon' -> old, on random words",
+    summary="'car ring school boy ... ring' -> school, on random nouns",
     sentence=_sentence,
     prompt=_prompt,
 )

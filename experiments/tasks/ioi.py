@@ -34,7 +34,7 @@ def _draw(rng: Random, split: Split) -> Prompt:
 
 IOI = Task(
     name="ioi",
-    summary="indirect-object identification: 'when Mary and John ... , John gave a drink to' -> Mary",
+    summary="'when Mary and John went to the store , John gave a drink to' -> Mary",
     sentence=lambda rng, split: answered(_draw(rng, split)),
     prompt=_draw,
 )

@@ -49,11 +49,14 @@ class Sentence:
         text: Words separated by spaces.
         answers: Places of the words that the rest of the sentence decides.
         random: The other words are drawn at random: there is nothing to learn in them.
+        choices: Words that could as well stand in the place of the (one) answer, it included,
+            all equally likely: training takes the expected loss over them.
     """
 
     text: str
     answers: frozenset[int]
     random: bool = False
+    choices: tuple[str, ...] = ()
 
 
 def answered(prompt: Prompt, tail: str = ".") -> Sentence:
@@ -120,7 +123,8 @@ class Task:
         right = [token_id(word) for word in self.right(prompt)]
         if self.by_mass:
             return logits.float().softmax(-1)[right].sum().item()
-        assert prompt.target and prompt.foil
+        assert prompt.target
+        assert prompt.foil
         ahead = logits[token_id(prompt.target)] > logits[token_id(prompt.foil)]
         return float(bool(ahead) and logits.argmax().item() in right)
 

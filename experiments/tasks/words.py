@@ -5,8 +5,7 @@ NAMES = (
     ("John", "he"), ("Sarah", "she"), ("David", "he"), ("Laura", "she"), ("James", "he"),
     ("Mary", "she"), ("Robert", "he"), ("Emily", "she"), ("Daniel", "he"), ("Rachel", "she"),
     ("Thomas", "he"), ("Lisa", "she"), ("Paul", "he"), ("Amy", "she"), ("Mark", "he"),
-    ("Angela", "she"), ("Kevin", "he"), ("Nicole", "she"), ("Adam", "he"), ("Jessica", "she"),
-    ("Brian", "he"), ("Megan", "she"), ("Scott", "he"), ("Katie", "she"),
+    ("Angela", "she"),
 )  # fmt: skip
 PLACES = ("store", "garden", "restaurant", "school", "hospital", "office", "house", "station")
 OBJECTS = ("ring", "kiss", "bone", "basketball", "computer", "necklace", "drink", "snack")
@@ -55,8 +54,10 @@ COUNTRIES = {
     "Japan": ("Tokyo", ("Osaka", "Kyoto", "Kobe", "Nagoya", "Sapporo", "Sendai", "Nagasaki")),
     "China": ("Beijing", ("Shanghai", "Wuhan", "Harbin", "Shenzhen", "Dalian", "Xiamen", "Lhasa")),
     "Russia": ("Moscow", ("Kazan", "Samara", "Omsk", "Sochi", "Pskov", "Tula", "Murmansk")),
-    "Brazil": ("Brasilia", ("Recife", "Manaus", "Curitiba", "Belem", "Goiania", "Olinda", "Macapa")),
-    "Canada": ("Ottawa", ("Montreal", "Calgary", "Edmonton", "Quebec", "Regina", "Windsor", "Banff")),
+    "Brazil": ("Brasilia",
+               ("Recife", "Manaus", "Curitiba", "Belem", "Goiania", "Olinda", "Macapa")),
+    "Canada": ("Ottawa",
+               ("Montreal", "Calgary", "Edmonton", "Quebec", "Regina", "Windsor", "Banff")),
     "Turkey": ("Ankara", ("Istanbul", "Izmir", "Antalya", "Bursa", "Konya", "Adana", "Trabzon")),
     "Nigeria": ("Abuja", ("Ibadan", "Kaduna", "Calabar", "Enugu", "Ilorin", "Sokoto", "Zaria")),
     "Norway": ("Oslo", ("Trondheim", "Stavanger", "Narvik", "Bodo", "Hamar", "Molde", "Drammen")),
@@ -71,6 +72,12 @@ def names() -> tuple[str, ...]:
 def cities() -> tuple[tuple[str, str], ...]:
     """Every city that is not a capital, with its country."""
     return tuple((city, country) for country, (_, others) in COUNTRIES.items() for city in others)
+
+
+def nouns() -> tuple[str, ...]:
+    """Common nouns in the singular, of every list."""
+    pairs = (*PEOPLE, *OTHER_PEOPLE, *THINGS)
+    return (*(singular for singular, _ in pairs), *PLACES, *OBJECTS, *EVENTS)
 
 
 def content_words() -> tuple[str, ...]:

@@ -68,12 +68,12 @@ def _after(replace: Replace) -> Callable:
 
 
 def batches(seed: int, split: Split) -> Iterator[Tensor]:
-    """Token ids [row, pos] of the language, without end; short and long rows in separate batches."""
+    """Token ids [row, pos] of the language, without end; short and long rows in turn."""
     rng = Random(seed)
     singles, longs = sentences(rng, split), long_rows(rng, split)
     while True:
-        yield encode_rows(list(islice(longs, ROWS // LONG_ONE_IN)))[0]
-        yield encode_rows([[text] for text in islice(singles, ROWS - ROWS // LONG_ONE_IN)])[0]
+        yield encode_rows(list(islice(longs, ROWS // LONG_ONE_IN))).ids
+        yield encode_rows([[text] for text in islice(singles, ROWS - ROWS // LONG_ONE_IN)]).ids
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def collect(
     seed: int,
     split: Split = "train",
 ) -> dict[Site, Tensor]:
-    """The activation [token, d] of `n_tokens` tokens at each wanted site, BOS and padding left out."""
+    """The activations [token, d] of `n_tokens` tokens at each site, BOS and padding left out."""
     kept: dict[Site, list[Tensor]] = {site: [] for site in wanted}
     source = batches(seed, split)
     with tqdm(total=n_tokens, unit="tok", desc="reading activations") as bar:

@@ -23,7 +23,8 @@ from circuits.gemma_scope import dictionaries_from_folder
 from circuits.sites import Site
 from experiments.tasks import TASKS
 from experiments.tiny.activations import Replace, batches, collect, hooked, reads
-from experiments.tiny.language import PAD, encode, token_ids
+from experiments.tiny.language import PAD, token_ids
+from experiments.tiny.success import task_success
 from experiments.tiny.train_dictionaries import load_model
 from experiments.tiny.train_model import BUNDLED
 
@@ -75,24 +76,6 @@ def loss(model: Gemma2ForCausalLM, texts: list[Tensor], change=lambda here: {}) 
 
 
 @torch.no_grad()
-def task_success(
-    model: Gemma2ForCausalLM, name: str, n: int, change=lambda here: {}, seed: int = SEED
-) -> float:
-    """Mean success on `n` held-out prompts: accuracy, or probability mass where a task says so."""
-    task = TASKS[name]
-    prompts = task.prompts("heldout", n=n, seed=seed)
-    ids = encode([prompt.text for prompt in prompts])
-    with hooked(model, change(reads(ids))):
-        logits = model(input_ids=ids, use_cache=False).logits
-    ends = (ids != token_ids()[PAD]).sum(1) - 1
-    scores = [
-        task.success(prompt, logits[row, end], token_ids().__getitem__)
-        for row, (prompt, end) in enumerate(zip(prompts, ends, strict=True))
-    ]
-    return sum(scores) / len(scores)
-
-
-@torch.no_grad()
 def site_quality(
     model: Gemma2ForCausalLM, site: Site, dictionary: Dictionary, x: Tensor, texts: list[Tensor]
 ) -> SiteQuality:
@@ -134,7 +117,9 @@ def report(out: Path, n_prompts: int, n_tokens: int) -> str:
     ]
     for name in tqdm(TASKS, desc="tasks"):
         alone = task_success(model, name, n_prompts)
-        lines.append(f"| {name} | {alone:.4f} | {task_success(model, name, n_prompts, every):.4f} |")
+        lines.append(
+            f"| {name} | {alone:.4f} | {task_success(model, name, n_prompts, every):.4f} |"
+        )
     plain, spliced_loss = loss(model, texts), loss(model, texts, every)
     nothing = loss(model, texts, lambda here: {site: zeroed(here) for site in dictionaries})
     share = (nothing - spliced_loss) / (nothing - plain)

@@ -26,8 +26,8 @@ from experiments.tiny.jumprelu import Recipe, fit
 from experiments.tiny.train_model import BUNDLED
 
 FOLDERS = {"attn": "tiny-scope-att", "mlp": "tiny-scope-mlp", "resid": "tiny-scope-res"}
-TRAINED_ON = 100_000  # tokens of activations, taken again and again in random order
-MEASURED_ON = 20_000  # held-out tokens that name the folder
+TRAINED_ON = 500_000  # tokens of activations, taken again and again in random order
+MEASURED_ON = 50_000  # held-out tokens that name the folder
 
 
 def load_model(out: Path) -> Gemma2ForCausalLM:

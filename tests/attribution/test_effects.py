@@ -24,7 +24,8 @@ from circuits import (
 from circuits.interventions import edits
 
 METRIC = logit_diff("w3", "w4")
-PROMPT = Prompt(TEXT, corrupted=TEXT.replace("w5", "w6"))
+OTHER = TEXT.replace("w5", "w6")
+PROMPT = Prompt(TEXT, corrupted=OTHER)
 SITES = [Site(layer, kind) for layer in range(3) for kind in KINDS]
 
 
@@ -56,7 +57,7 @@ def test_an_effect_is_a_finite_difference(model, site, downstream):
     effects = total_effects(model, TEXT, METRIC, downstream=downstream)
     e = effects.sites[site]
     top = e.effect.abs().topk(6).indices
-    nodes = [LatentNode(site, int(e.latent[i]), int(e.pos[i])) for i in top]
+    nodes: list = [LatentNode(site, int(e.latent[i]), int(e.pos[i])) for i in top]
     nodes.append(ErrorNode(site, int(e.error_effect.abs().argmax())))
     h, tested = 2e-3, 0
     for node in nodes:
@@ -104,7 +105,7 @@ def test_the_baseline_is_subtracted(model):
     reference = corrupted_reference(model, PROMPT)
     effects = total_effects(model, PROMPT, METRIC, reference=reference)
     plain = total_effects(model, PROMPT, METRIC)
-    corrupted = model.trace(PROMPT.corrupted)
+    corrupted = model.trace(OTHER)
     seen_off = 0
     for site, e in effects.sites.items():
         base = corrupted.sites[site].dense()[e.pos, e.latent]
@@ -134,7 +135,7 @@ def test_joint_integrated_gradients_conserve(model, site, which):
     """A site's effects sum to the metric's loss when the whole site goes to the baseline."""
     reference = {
         "zero": lambda: zero_reference(model, PROMPT),
-        "mean": lambda: mean_reference(model, [TEXT, PROMPT.corrupted, TEXT.replace("w9", "w8")]),
+        "mean": lambda: mean_reference(model, [TEXT, OTHER, TEXT.replace("w9", "w8")]),
         "corrupted": lambda: corrupted_reference(model, PROMPT),
     }[which]()
     e = integrated_effects(model, PROMPT, METRIC, n=256, reference=reference).sites[site]

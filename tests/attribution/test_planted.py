@@ -6,6 +6,8 @@ reads it. Everything else is a decoy: head 1 finds the same name and writes noth
 positions head 0 copies the name too, where nobody looks.
 """
 
+from typing import Any
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -50,7 +52,7 @@ def planted(tmp_path_factory):
         eos_token_id=1,
         bos_token_id=2,
     )
-    model = Gemma2ForCausalLM(config)
+    model: Any = Gemma2ForCausalLM(config)
     for weight in model.parameters():
         weight.data.zero_()  # a norm's gain is 1 + weight
     embedding = model.model.embed_tokens.weight.data

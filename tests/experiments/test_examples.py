@@ -1,6 +1,7 @@
 """The examples run as they are read, and the demo can be run again."""
 
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -24,7 +25,9 @@ def test_the_demo_runs_and_runs_again(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     demo.main(Path("demo"))
     said = capsys.readouterr().out
-    assert said.count("r = 0.") == 2
+    r = {name: float(value) for value, name in re.findall(r"^r = (\S+) \((\w+),", said, re.M)}
+    assert r["zero"] >= 0.9
+    assert r["corrupted"] >= 0.95
     assert said.splitlines()[-1].endswith("demo/ioi.html")
     first = {path.name: path.stat().st_mtime_ns for path in Path("demo").iterdir()}
     assert {"ioi.html", "ioi.svg", "ioi.json", "faithfulness.svg"} < set(first)
