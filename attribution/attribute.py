@@ -103,9 +103,9 @@ def attribute(
     """
     if max_latents is not None and max_latents < 1:
         raise UserError(f"max_latents={max_latents}; a graph needs at least one latent")
+    if not isinstance(prompt, str | Prompt):
+        raise UserError(f"attribute explains one prompt, a text; got {type(prompt).__name__}")
     ids = model.tokens(prompt)
-    if len(ids) != 1:
-        raise UserError(f"attribute explains one prompt; got {len(ids)}")
     freeze = Freeze.of(attention=attention, norms=norms)
     effects = total_effects(
         model,

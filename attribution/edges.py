@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from attribution.gradients import checked
 from attribution.metrics import Score
-from circuits import BiasNode, ErrorNode, LatentNode, Node, Site, SplicedModel, TokenNode
+from circuits import BiasNode, ErrorNode, LatentNode, LogitNode, Node, Site, SplicedModel, TokenNode
 from circuits.freeze import Freeze
 from circuits.splice import SiteHook
 
@@ -145,6 +145,7 @@ def direct_effects(
         cut: From `local_pass`.
         batch_size: Targets of one backward pass.
     """
+    assert isinstance(nodes[-1], LogitNode)
     sources = find_sources(model, nodes, cut)
     blocks = [(torch.tensor([len(nodes) - 1]), _metric_row(model, sources, cut, len(nodes)))]
     total = sum(len(sources[site].latents) for site in model.sites)

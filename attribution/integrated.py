@@ -35,7 +35,9 @@ from circuits import (
     LatentNode,
     Prompt,
     Reference,
+    Site,
     SplicedModel,
+    Trace,
     UserError,
     zero_reference,
 )
@@ -163,13 +165,15 @@ def _midpoints(n: int, like: Tensor) -> Tensor:
     return ((torch.arange(n, device=like.device) + 0.5) / n)[:, None, None].to(like.dtype)
 
 
-def _write(model: SplicedModel, reference: Reference, site, reads: Tensor) -> Tensor:
+def _write(model: SplicedModel, reference: Reference, site: Site, reads: Tensor) -> Tensor:
     """What the site writes in the reference, `[pos, d_out]`: decoded latents, bias and error."""
     decoded = model.dictionaries[site].decode(reference.acts(site)) * reads[0][:, None]
     return (decoded + reference.error(site)).to(model.dtype)
 
 
-def _change(model: SplicedModel, node: LatentNode | ErrorNode, trace, reference) -> Tensor:
+def _change(
+    model: SplicedModel, node: LatentNode | ErrorNode, trace: Trace, reference: Reference
+) -> Tensor:
     """What the site's output loses when the node goes to the reference, `[pos, d_out]`."""
     clean = Reference("clean", trace).value(node)
     change = torch.zeros_like(trace.sites[node.site].error)

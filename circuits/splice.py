@@ -26,12 +26,12 @@ from circuits.models import gemma_config
 from circuits.prompts import Prompt
 from circuits.sites import Site
 from circuits.trace import SiteTrace, Trace
+from circuits.vocabulary import Prompts, Vocabulary
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import Gemma2Config
 
-Prompts = str | Prompt | Tensor | Sequence["str | Prompt"]
 SiteHook = Callable[[Tensor], Tensor]
 """From a site's activation `[batch, pos, d]` to what the model goes on with, of the same shape."""
 
@@ -132,7 +132,8 @@ class SplicedModel:
         table += [(site.hook_point, _as_hook(hook)) for site, hook in hooks.items()]
         if embedding is not None:
             table.append(("embed.hook_out", _as_hook(embedding)))
-        mask = {"attention_mask": (ids != self.pad_id).long()} if (ids == self.pad_id).any() else {}
+        padded = ids == self.vocabulary.pad_id
+        mask = {"attention_mask": (~padded).long()} if padded.any() else {}
         with self._hooked(table):
             return self.bridge(ids, **mask)
 
@@ -179,8 +180,7 @@ class SplicedModel:
 
     def reads(self, ids: Tensor) -> Tensor:
         """Where dictionaries read, `[batch, pos]`: everywhere but BOS, EOS and padding."""
-        bypassed = [self.bos_id, self.tokenizer.eos_token_id, self.pad_id]
-        return ~torch.isin(ids, torch.tensor(bypassed, device=ids.device))
+        return self.vocabulary.is_text(ids)
 
     def tokens(self, prompt: Prompts) -> Tensor:
         """Token ids `[batch, pos]`, BOS first, padded on the right.
@@ -189,25 +189,11 @@ class SplicedModel:
             UserError: an empty prompt, one longer than the context, a word the tokenizer does not
                 know, or a tensor of another shape.
         """
-        if isinstance(prompt, Tensor):
-            ids = prompt if prompt.ndim == 2 else prompt[None]
-            if ids.ndim != 2 or ids.is_floating_point():
-                raise UserError(
-                    "token ids are integers [pos] or [batch, pos]; "
-                    f"got {prompt.dtype} {list(prompt.shape)}"
-                )
-            return ids.to(self.device)
-        prompts = [prompt] if isinstance(prompt, str | Prompt) else list(prompt)
-        if not prompts:
-            raise UserError("no prompt given; give at least one text")
-        rows = [self._encode(p.text if isinstance(p, Prompt) else p) for p in prompts]
-        longest = max(map(len, rows))
-        ids = torch.tensor([row + [self.pad_id] * (longest - len(row)) for row in rows])
-        return ids.to(self.device)
+        return self.vocabulary.ids(prompt).to(self.device)
 
     def words(self, ids: Tensor) -> list[str]:
         """Each token of `ids [pos]` as text."""
-        return [self.tokenizer.decode([i]) for i in ids.tolist()]
+        return self.vocabulary.words(ids.tolist())
 
     def token_id(self, text: str) -> int:
         """The one token that `text` is.
@@ -215,14 +201,7 @@ class SplicedModel:
         Raises:
             UserError: `text` is no token, or several.
         """
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
-            pieces = ", ".join(repr(self.tokenizer.decode([i])) for i in ids) or "no tokens"
-            raise UserError(
-                f"{text!r} is not one token of {self.name} (it is {pieces}); "
-                "write it as it follows the text, for Gemma with the leading space"
-            )
-        return ids[0]
+        return self.vocabulary.token_id(text)
 
     def describe_sites(self) -> str:
         """`layers 0-3 at attn, mlp, resid`, for messages."""
@@ -239,12 +218,8 @@ class SplicedModel:
         return self.bridge.tokenizer
 
     @property
-    def bos_id(self) -> int:
-        return self.tokenizer.bos_token_id
-
-    @property
-    def pad_id(self) -> int:
-        return self.tokenizer.pad_token_id
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer, self.name, self.n_ctx)
 
     @property
     def config(self) -> Gemma2Config:
@@ -284,29 +259,6 @@ class SplicedModel:
             return x + change + (new_error - error)
 
         return hook
-
-    def _encode(self, text: str) -> list[int]:
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        if ids[:1] != [self.bos_id]:
-            ids = [self.bos_id, *ids]
-        if len(ids) == 1:
-            raise UserError("the prompt is empty; give at least one token")
-        if len(ids) > self.n_ctx:
-            raise UserError(
-                f"the prompt has {len(ids)} tokens with BOS; {self.name} reads at most {self.n_ctx}"
-            )
-        if self.tokenizer.unk_token_id in ids:
-            raise UserError(
-                f"{self.name} does not know {self._unknown(text)}; "
-                "use words of its vocabulary, separated by spaces"
-            )
-        return ids
-
-    def _unknown(self, text: str) -> str:
-        """The words of `text` that the tokenizer does not know."""
-        unk = self.tokenizer.unk_token_id
-        words = [word for word in text.split() if unk in self.tokenizer(word).input_ids]
-        return ", ".join(map(repr, words)) or "a character of the prompt"
 
     @contextmanager
     def _hooked(self, table: list[tuple[str, Callable[..., Any]]]):

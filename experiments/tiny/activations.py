@@ -40,13 +40,13 @@ def hooked(model: Gemma2ForCausalLM, table: Mapping[Site, Replace]) -> Iterator[
     """The model with each site's activation passed through its function."""
     handles = []
     for site, replace in table.items():
-        layer = model.model.layers[site.layer]
+        layer = f"model.layers.{site.layer}"
         if site.kind == "attn":  # heads concatenated, on their way into W_O
-            handles.append(layer.self_attn.o_proj.register_forward_pre_hook(_before(replace)))
-        elif site.kind == "mlp":
-            handles.append(layer.post_feedforward_layernorm.register_forward_hook(_after(replace)))
+            module = model.get_submodule(f"{layer}.self_attn.o_proj")
+            handles.append(module.register_forward_pre_hook(_before(replace)))
         else:
-            handles.append(layer.register_forward_hook(_after(replace)))
+            name = layer if site.kind == "resid" else f"{layer}.post_feedforward_layernorm"
+            handles.append(model.get_submodule(name).register_forward_hook(_after(replace)))
     try:
         yield
     finally:

@@ -125,7 +125,7 @@ def fit(raw: Tensor, recipe: Recipe) -> Iterator[tuple[float, float, Dictionary 
         optimizer.step()
         schedule.step()
         with torch.no_grad():
-            model.W_dec /= model.W_dec.norm(dim=1, keepdim=True)
+            model.W_dec.div_(model.W_dec.norm(dim=1, keepdim=True))
         last = step == recipe.steps - 1
         yield error.item(), l0.item(), model.fold(scale) if last else None
 

@@ -24,7 +24,7 @@ from circuits.sites import Site
 from experiments.tasks import TASKS
 from experiments.tiny.activations import Replace, batches, collect, hooked, reads
 from experiments.tiny.language import PAD, token_ids
-from experiments.tiny.success import task_success
+from experiments.tiny.success import Change, task_success
 from experiments.tiny.train_dictionaries import load_model
 from experiments.tiny.train_model import BUNDLED
 
@@ -60,7 +60,7 @@ def zeroed(here: Tensor) -> Replace:
 
 
 @torch.no_grad()
-def loss(model: Gemma2ForCausalLM, texts: list[Tensor], change=lambda here: {}) -> float:
+def loss(model: Gemma2ForCausalLM, texts: list[Tensor], change: Change = lambda here: {}) -> float:
     """Mean nats per token on batches of ids, each site passed through what `change(here)` gives."""
     total, count = 0.0, 0
     for ids in texts:
@@ -102,46 +102,69 @@ def all_at_once(dictionaries: Mapping[Site, Dictionary], here: Tensor) -> dict[S
     return {site: spliced(dictionary, here) for site, dictionary in dictionaries.items()}
 
 
+def task_table(
+    model: Gemma2ForCausalLM, dictionaries: Mapping[Site, Dictionary], n_prompts: int
+) -> list[str]:
+    """Each task by the model alone, and with every site its reconstruction."""
+    every = partial(all_at_once, dictionaries)
+    lines = ["| task | model | all dictionaries, errors dropped |", "| --- | ---: | ---: |"]
+    for name in tqdm(TASKS, desc="tasks"):
+        alone = task_success(model, name, n_prompts)
+        together = task_success(model, name, n_prompts, every)
+        lines.append(f"| {name} | {alone:.4f} | {together:.4f} |")
+    return lines
+
+
+def all_loss(
+    model: Gemma2ForCausalLM, dictionaries: Mapping[Site, Dictionary], texts: list[Tensor]
+) -> str:
+    """The loss with every site its reconstruction, in a sentence."""
+    plain, together = loss(model, texts), loss(model, texts, partial(all_at_once, dictionaries))
+    nothing = loss(model, texts, lambda here: {site: zeroed(here) for site in dictionaries})
+    return (
+        f"Loss on held-out text, nats per token: {plain:.4f} for the model, {together:.4f} with "
+        f"all {len(dictionaries)} dictionaries at once and errors dropped, {nothing:.4f} with "
+        f"every site zeroed: {(nothing - together) / (nothing - plain):.1%} recovered."
+    )
+
+
+def site_table(
+    model: Gemma2ForCausalLM,
+    dictionaries: Mapping[Site, Dictionary],
+    texts: list[Tensor],
+    n_tokens: int,
+) -> list[str]:
+    """Each dictionary alone."""
+    lines = [
+        "| site | explained variance | mean L0 | dead latents | loss recovered |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    x = collect(model, tuple(dictionaries), n_tokens=n_tokens, seed=SEED + 1, split="heldout")
+    for site, dictionary in tqdm(dictionaries.items(), desc="sites"):
+        q = site_quality(model, site, dictionary, x.pop(site), texts)
+        lines.append(
+            f"| {site} | {q.explained:.3f} | {q.l0:.1f} | {q.dead:.1%} | {q.recovered:.3f} |"
+        )
+    return lines
+
+
 def report(out: Path, n_prompts: int, n_tokens: int) -> str:
     """The tables, as Markdown."""
     model = load_model(out)
     dictionaries = dictionaries_from_folder(out / "dictionaries", width="1k")
     texts = list(islice(batches(SEED, "heldout"), 12))
-    every = partial(all_at_once, dictionaries)
     lines = [
-        f"Held-out prompts, {n_prompts} a task at most: share answered right (greater_than: "
+        f"Held-out prompts, at most {n_prompts} a task: share answered right (greater_than: "
         "probability on the valid years).",
         "",
-        "| task | model | all 12 dictionaries, errors dropped |",
-        "| --- | ---: | ---: |",
-    ]
-    for name in tqdm(TASKS, desc="tasks"):
-        alone = task_success(model, name, n_prompts)
-        lines.append(
-            f"| {name} | {alone:.4f} | {task_success(model, name, n_prompts, every):.4f} |"
-        )
-    plain, spliced_loss = loss(model, texts), loss(model, texts, every)
-    nothing = loss(model, texts, lambda here: {site: zeroed(here) for site in dictionaries})
-    share = (nothing - spliced_loss) / (nothing - plain)
-    lines += [
+        *task_table(model, dictionaries, n_prompts),
         "",
-        f"Loss on held-out text, nats per token: {plain:.4f} for the model, {spliced_loss:.4f} with "
-        f"all {len(dictionaries)} dictionaries at once and errors dropped ({share:.1%} of what "
-        f"zeroing every site loses, {nothing:.4f}).",
+        all_loss(model, dictionaries, texts),
         "",
         f"Each dictionary alone, on {n_tokens:,} held-out tokens:",
         "",
-        "| site | explained variance | mean L0 | dead latents | loss recovered |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        *site_table(model, dictionaries, texts, n_tokens),
     ]
-    activations = collect(
-        model, tuple(dictionaries), n_tokens=n_tokens, seed=SEED + 1, split="heldout"
-    )
-    for site, dictionary in tqdm(dictionaries.items(), desc="sites"):
-        q = site_quality(model, site, dictionary, activations.pop(site), texts)
-        lines.append(
-            f"| {site} | {q.explained:.3f} | {q.l0:.1f} | {q.dead:.1%} | {q.recovered:.3f} |"
-        )
     return "\n".join(lines) + "\n"
 
 

@@ -81,8 +81,8 @@ def build(seed: int) -> Gemma2ForCausalLM:
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=2,
-        attn_implementation="eager",  # the others leave out the soft-cap
     )
+    config._attn_implementation = "eager"  # the others leave out the soft-cap
     torch.manual_seed(seed)
     model = Gemma2ForCausalLM(config)
     # Gemma's norm after each sublayer would make it add a vector of size 1 to an embedding of
@@ -92,9 +92,9 @@ def build(seed: int) -> Gemma2ForCausalLM:
     # relative position alone (the word before) have to wait until one has been learned.
     with torch.no_grad():
         model.model.embed_tokens.weight += EMBEDDING_STD * torch.randn(config.hidden_size)
-    for layer in model.model.layers:
-        torch.nn.init.constant_(layer.post_attention_layernorm.weight, POST_NORM - 1)
-        torch.nn.init.constant_(layer.post_feedforward_layernorm.weight, POST_NORM - 1)
+    for name, parameter in model.named_parameters():
+        if "post_attention" in name or "post_feedforward" in name:
+            torch.nn.init.constant_(parameter, POST_NORM - 1)  # Gemma's gain is 1 + weight
     return model
 
 

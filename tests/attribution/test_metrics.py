@@ -72,7 +72,7 @@ def test_a_plain_function_is_a_metric(model):
         (lambda m: total_effects(m, TEXT, logit("w3"), downstream="drop"), "recompute and freeze"),
         (lambda m: attribute(m, TEXT, logit("w3"), attention="warm"), "choose frozen or live"),
         (lambda m: attribute(m, TEXT, logit("w3"), max_latents=0), "at least one latent"),
-        (lambda m: attribute(m, m.tokens([TEXT, TEXT]), logit("w3")), "explains one prompt"),
+        (lambda m: attribute(m, m.tokens(TEXT), logit("w3")), "explains one prompt"),
     ],
 )
 def test_bad_input_gets_one_sentence(model, call, message):

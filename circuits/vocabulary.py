@@ -1,0 +1,94 @@
+"""Between text and token ids: BOS first, padding on the right, every mistake in one sentence."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuits.errors import UserError
+from circuits.prompts import Prompt
+
+Prompts = str | Prompt | Tensor | Sequence["str | Prompt"]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A model's tokenizer, with what its messages need to say.
+
+    Attributes:
+        tokenizer: Hugging Face's.
+        name: The model's, for messages.
+        n_ctx: Tokens that the model reads at most, BOS included.
+    """
+
+    tokenizer: Any
+    name: str
+    n_ctx: int
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokenizer.pad_token_id
+
+    def ids(self, prompt: Prompts) -> Tensor:
+        """Token ids `[batch, pos]`; a tensor is checked and passed on."""
+        if isinstance(prompt, Tensor):
+            ids = prompt if prompt.ndim == 2 else prompt[None]
+            if ids.ndim != 2 or ids.is_floating_point():
+                raise UserError(
+                    "token ids are integers [pos] or [batch, pos]; "
+                    f"got {prompt.dtype} {list(prompt.shape)}"
+                )
+            return ids
+        prompts = [prompt] if isinstance(prompt, str | Prompt) else list(prompt)
+        if not prompts:
+            raise UserError("no prompt given; give at least one text")
+        rows = [self.encode(p.text if isinstance(p, Prompt) else p) for p in prompts]
+        longest = max(map(len, rows))
+        return torch.tensor([row + [self.pad_id] * (longest - len(row)) for row in rows])
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of one text, BOS first and once."""
+        bos = self.tokenizer.bos_token_id
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        if ids[:1] != [bos]:
+            ids = [bos, *ids]
+        if len(ids) == 1:
+            raise UserError("the prompt is empty; give at least one token")
+        if len(ids) > self.n_ctx:
+            raise UserError(
+                f"the prompt has {len(ids)} tokens with BOS; {self.name} reads at most {self.n_ctx}"
+            )
+        if self.tokenizer.unk_token_id in ids:
+            raise UserError(
+                f"{self.name} does not know {self._unknown(text)}; "
+                "use words of its vocabulary, separated by spaces"
+            )
+        return ids
+
+    def token_id(self, text: str) -> int:
+        """The one token that `text` is."""
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
+            pieces = ", ".join(map(repr, self.words(ids))) or "no tokens"
+            raise UserError(
+                f"{text!r} is not one token of {self.name} (it is {pieces}); "
+                "write it as it follows the text, for Gemma with the leading space"
+            )
+        return ids[0]
+
+    def words(self, ids: Sequence[int]) -> list[str]:
+        """Each token as text."""
+        return [self.tokenizer.decode([i]) for i in ids]
+
+    def is_text(self, ids: Tensor) -> Tensor:
+        """Which ids are neither BOS nor EOS nor padding, of the shape of `ids`."""
+        special = [self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.pad_id]
+        return ~torch.isin(ids, torch.tensor(special, device=ids.device))
+
+    def _unknown(self, text: str) -> str:
+        """The words of `text` that the tokenizer does not know."""
+        unk = self.tokenizer.unk_token_id
+        words = [word for word in text.split() if unk in self.tokenizer(word).input_ids]
+        return ", ".join(map(repr, words)) or "a character of the prompt"
