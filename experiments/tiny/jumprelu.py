@@ -29,14 +29,14 @@ class Recipe:
     d_sae: int = 1024
     target_l0: float = 22.0
     steps: int = 2500
-    batch: int = 2048
-    learning_rate: float = 2e-3
-    warmup: int = 600
-    bandwidth: float = 0.03
-    threshold: float = 0.03
-    sparsity: float = 0.1
+    batch: int = 1024
+    learning_rate: float = 4e-3
+    warmup: int = 100
+    bandwidth: float = 0.05
+    threshold: float = 0.1  # at first a tenth of the latents are on: random ones exceed it
+    sparsity: float = 0.3
     dead_after: int = 100
-    pull: float = 1e-3
+    pull: float = 1e-2
     seed: int = 0
 
 
@@ -118,7 +118,7 @@ def fit(raw: Tensor, recipe: Recipe) -> Iterator[tuple[float, float, Dictionary 
         silent = torch.where(on.detach().any(0), 0, silent + 1)
         dead = silent > recipe.dead_after
         if dead.any():
-            below = torch.relu(model.log_threshold.exp()[dead] - pre[:, dead])
+            below = torch.relu(model.log_threshold.exp() - pre) * dead
             loss = loss + recipe.pull * below.sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
