@@ -1,4 +1,4 @@
-"""A small random Gemma 2 with random dictionaries: nothing in it is tuned to pass."""
+"""The models that tests share: a random Gemma 2 with random dictionaries, and the bundled one."""
 
 import os
 
@@ -7,72 +7,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the netw
 from pathlib import Path
 
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-from circuits import KINDS, Dictionary, Site, SplicedModel, load_gemma, splice
-
-N_LAYERS, D_MODEL, N_HEADS, D_HEAD, D_SAE, VOCAB = 3, 32, 4, 8, 96, 40
-TEXT = "w1 w5 w9 w2 w5 w9 w30 w7 w8 w11"
-
-
-def save_random_gemma(folder: Path, *, seed: int = 0, n_layers: int = N_LAYERS) -> Path:
-    """A Hugging Face folder: grouped queries, both soft-caps, a window of 4, norms with gains."""
-    torch.manual_seed(seed)
-    config = Gemma2Config(
-        vocab_size=VOCAB,
-        hidden_size=D_MODEL,
-        intermediate_size=64,
-        num_hidden_layers=n_layers,
-        num_attention_heads=N_HEADS,
-        num_key_value_heads=2,
-        head_dim=D_HEAD,
-        sliding_window=4,
-        query_pre_attn_scalar=D_HEAD,
-        max_position_embeddings=32,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
-    )
-    model = Gemma2ForCausalLM(config)
-    for weight in model.parameters():
-        weight.data.normal_(0, 0.2 if weight.ndim == 1 else 0.3)
-    model.save_pretrained(folder)
-    words = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"w{i}" for i in range(VOCAB - 4))]
-    vocabulary = {word: i for i, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        bos_token="<bos>",
-        unk_token="<unk>",
-        padding_side="right",
-    ).save_pretrained(folder)
-    return folder
-
-
-def random_dictionaries(*, seed: int = 1, dtype: torch.dtype = torch.float32) -> dict:
-    """One for every site; about a tenth of the latents fire, and reconstruction is poor."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(*shape: int, scale: float) -> torch.Tensor:
-        return (torch.randn(*shape, generator=generator) * scale).to(dtype)
-
-    return {
-        Site(layer, kind): Dictionary(
-            W_enc=random(D_MODEL, D_SAE, scale=0.3),
-            b_enc=random(D_SAE, scale=0.1),
-            threshold=(torch.rand(D_SAE, generator=generator) + 0.5).to(dtype),
-            W_dec=random(D_SAE, D_MODEL, scale=0.1),
-            b_dec=random(D_MODEL, scale=0.1),
-            name=f"random/{kind}.{layer}",
-        )
-        for layer in range(N_LAYERS)
-        for kind in KINDS
-    }
+from circuits import SplicedModel, load, load_gemma, splice
+from tests.random_gemma import random_dictionaries, save_random_gemma
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +31,4 @@ def model(bridge) -> SplicedModel:
 @pytest.fixture(scope="session")
 def tiny() -> SplicedModel:
     """The bundled model with its dictionaries."""
-    from circuits import load
-
     return load("tiny", device="cpu")

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import TEXT, random_dictionaries
 
 from attribution import attribute, integrated_effects, logit_diff
 from circuits import KINDS, Site, load, load_gemma, splice
+from tests.random_gemma import TEXT, random_dictionaries
 
 pytestmark = pytest.mark.gpu
 METRIC = logit_diff("w3", "w4")

@@ -1,7 +1,8 @@
 """From a prompt to a checked graph: `python -m experiments.examples.demo [FOLDER]`.
 
 1. Trace: which latents make the bundled model answer "Mary", and through which edges.
-2. Ablate: the 50 strongest one by one, attributed beside measured, by zeroing and by patching.
+2. Ablate: the 50 strongest one by one, attributed beside measured, by zeroing and by patching;
+   and what integrated gradients of each latent say, which follow the curve instead of its tangent.
 3. Faithfulness: how much of the answer circuits of 10 to 3000 latents keep.
 4. Draw: the graph with both numbers on every latent.
 
@@ -11,7 +12,7 @@ Running it again replaces its own files.
 import sys
 from pathlib import Path
 
-from attribution import Metric, attribute, logit_diff, total_effects
+from attribution import Metric, attribute, integrated_each, logit_diff, total_effects
 from circuits import (
     Prompt,
     Reference,
@@ -21,7 +22,7 @@ from circuits import (
     load,
     zero_reference,
 )
-from experiments.ablation import Ablations, ablate_each
+from experiments.ablation import Ablations, ablate_each, pearson
 from experiments.commands.tables import ablation_table, faithfulness_table
 from experiments.faithfulness import faithfulness_curve
 from graphs import (
@@ -65,7 +66,7 @@ def main(folder: Path) -> None:
 
     for reference in (zero_reference(model, PROMPT), corrupted_reference(model, PROMPT)):
         rows = ablate_strongest(model, metric, reference)
-        report(rows)
+        report(rows, model, metric, reference)
         rows.save(folder / f"ablation_{reference.name}.csv", overwrite=True)
         rows.save(folder / f"ablation_{reference.name}.json", overwrite=True)
         rows.plot(folder / f"ablation_{reference.name}.svg", overwrite=True)
@@ -102,14 +103,18 @@ def ablate_strongest(model: SplicedModel, metric: Metric, reference: Reference) 
     return rows.labelled(labels_of(model, nodes))
 
 
-def report(rows: Ablations) -> None:
-    """The table and its correlation."""
+def report(rows: Ablations, model: SplicedModel, metric: Metric, reference: Reference) -> None:
+    """The table, and how well two estimators agree with what was measured."""
     print(
         f"the {len(rows)} strongest latents set to {rows.reference}; attributed by "
         f"{rows.estimator}, downstream {rows.downstream}:"
     )
     print(ablation_table(rows))
-    print(f"r = {rows.correlation:.3f} ({rows.reference}, {rows.estimator})\n")
+    nodes = [row.node for row in rows]
+    each = integrated_each(model, PROMPT, metric, nodes, reference=reference).tolist()
+    along = pearson(each, [row.measured for row in rows])
+    print(f"r = {rows.correlation:.3f} ({rows.reference}, {rows.estimator})")
+    print(f"r = {along:.3f} ({rows.reference}, per-latent integrated gradients, n=10)\n")
 
 
 if __name__ == "__main__":

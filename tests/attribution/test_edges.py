@@ -4,7 +4,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import TEXT, random_dictionaries
 
 from attribution import attribute, logit_diff
 from attribution.edges import find_sources, local_pass
@@ -21,6 +20,7 @@ from circuits import (
     splice,
 )
 from circuits.freeze import Freeze
+from tests.random_gemma import TEXT, random_dictionaries
 
 METRIC = logit_diff("w3", "w4")
 CHOICES = [KINDS, ("attn", "mlp"), ("mlp", "resid"), ("attn",), ("mlp",), ("resid",)]

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import TEXT
 
 from attribution import integrated_each, integrated_effects, logit_diff, total_effects
 from attribution.metrics import bind
@@ -22,6 +21,7 @@ from circuits import (
     zero_reference,
 )
 from circuits.interventions import edits
+from tests.random_gemma import TEXT
 
 METRIC = logit_diff("w3", "w4")
 OTHER = TEXT.replace("w5", "w6")

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import TEXT
 
 from attribution import (
     attribute,
@@ -16,6 +15,7 @@ from attribution import (
 )
 from attribution.metrics import bind
 from circuits import LatentNode, Prompt, Site, UserError, zero
+from tests.random_gemma import TEXT
 
 PROMPT = Prompt(TEXT, target="w3", foil="w4")
 

@@ -4,12 +4,12 @@ import subprocess
 import sys
 
 import pytest
-from conftest import N_LAYERS, random_dictionaries, save_random_gemma
 
 from circuits import Site
 from circuits.catalogue import catalogue, choose_files
 from circuits.dictionaries import save_npz
 from tests.circuits.hub import Hub
+from tests.random_gemma import N_LAYERS, random_dictionaries, save_random_gemma
 
 SCRIPT = """
 import torch

@@ -4,7 +4,6 @@ from itertools import combinations
 
 import pytest
 import torch
-from conftest import TEXT, random_dictionaries
 from transformers import Gemma2ForCausalLM
 
 from circuits import (
@@ -25,6 +24,7 @@ from circuits import (
     zero,
     zero_reference,
 )
+from tests.random_gemma import TEXT, random_dictionaries
 
 TEXTS = ["w1 w2 w3", TEXT, "w4 w4 w20 w21 w22 w4"]
 

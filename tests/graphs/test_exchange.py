@@ -3,11 +3,11 @@ import json
 
 import networkx as nx
 import pytest
-from synthetic import random_graph, with_attributes
 
 from circuits.errors import UserError
 from circuits.nodes import LogitNode
 from graphs import AttributionGraph, prune
+from tests.graphs.synthetic import random_graph, with_attributes
 
 NASTY = 'a "b" \\ \n \t </script> → \ud800 @ / 日本'
 

@@ -3,12 +3,12 @@ import dataclasses
 import networkx as nx
 import pytest
 import torch
-from synthetic import attribution, random_attribution, random_graph
 
 from circuits.errors import UserError
 from circuits.nodes import LatentNode, LogitNode, TokenNode
 from circuits.sites import Site
 from graphs import AttributionGraph
+from tests.graphs.synthetic import attribution, random_attribution, random_graph
 
 SITE = Site(0, "mlp")
 NODES = [TokenNode(0), TokenNode(1), LatentNode(SITE, 5, 1), LatentNode(SITE, 7, 1), LogitNode("a")]

@@ -4,12 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import sparse
-from synthetic import attribution, random_graph
 
 from circuits.nodes import LatentNode, LogitNode, TokenNode, parse_node
 from circuits.sites import Site
 from graphs import AttributionGraph, influence
 from graphs.influence import edge_matrix, logit_weights, normalize, solve_influence
+from tests.graphs.synthetic import attribution, random_graph
 
 PEER = json.loads((Path(__file__).parent / "fixtures" / "circuit_tracer.json").read_text())
 

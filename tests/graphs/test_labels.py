@@ -2,12 +2,12 @@ import dataclasses
 
 import pytest
 import torch
-from synthetic import attribution
 
 from circuits import LatentNode, LogitNode, Site, TokenNode, splice
 from circuits.errors import UserError
 from graphs import AttributionGraph, label_latents
 from graphs.labels import mean_activations, promoted_logits
+from tests.graphs.synthetic import attribution
 
 TEXTS = ["w1 w5 w9 w2 w5", "w30 w7 w8", "w5"]
 

@@ -1,11 +1,11 @@
 from itertools import combinations
 
 import pytest
-from synthetic import random_graph
 
 from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, TokenNode
 from graphs import prune
 from graphs.layout import layout
+from tests.graphs.synthetic import random_graph
 
 
 @pytest.fixture(scope="module")

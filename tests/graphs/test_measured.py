@@ -1,11 +1,11 @@
 from dataclasses import dataclass
 
 import pytest
-from synthetic import random_graph
 
 from circuits.errors import UserError
 from circuits.nodes import Node, TokenNode
 from graphs import with_measured
+from tests.graphs.synthetic import random_graph
 
 
 @dataclass(frozen=True)

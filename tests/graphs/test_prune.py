@@ -1,14 +1,14 @@
 from itertools import pairwise
 
 import pytest
-from synthetic import attribution, random_graph
-from test_influence import PEER, peer_matrix
 
 from circuits.errors import UserError
 from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, TokenNode
 from circuits.sites import Site
 from graphs import AttributionGraph, influence, prune
 from graphs.prune import prune_matrix
+from tests.graphs.synthetic import attribution, random_graph
+from tests.graphs.test_influence import PEER, peer_matrix
 
 
 @pytest.mark.parametrize("case", PEER["cases"], ids=["one logit", "three logits"])

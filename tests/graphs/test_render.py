@@ -7,7 +7,6 @@ from xml.etree import ElementTree
 
 import pygraphviz
 import pytest
-from synthetic import TEXT, attribution, random_graph, with_attributes
 
 from circuits.errors import UserError
 from circuits.nodes import ErrorNode, LatentNode, LogitNode, TokenNode
@@ -15,6 +14,7 @@ from circuits.sites import Site
 from graphs import AttributionGraph, prune, render
 from graphs.engine import draw
 from graphs.text import visible
+from tests.graphs.synthetic import TEXT, attribution, random_graph, with_attributes
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = [

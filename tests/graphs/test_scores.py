@@ -2,12 +2,12 @@ import math
 
 import networkx as nx
 import pytest
-from synthetic import attribution, random_graph
-from test_influence import PEER, peer_matrix
 
 from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, TokenNode
 from circuits.sites import Site
 from graphs import AttributionGraph, completeness_score, replacement_score
+from tests.graphs.synthetic import attribution, random_graph
+from tests.graphs.test_influence import PEER, peer_matrix
 
 SITE = Site(0, "mlp")
 
