@@ -233,9 +233,11 @@ def test_a_latent_already_at_its_reference_has_no_effect(model):
     reference = Reference("clean", model.trace(PROMPT))
     nodes = strongest_of_each_kind(model, zero_reference(model, PROMPT))
     rows = ablate_each(model, PROMPT, METRIC, nodes, reference=reference)
+    # a batch of ablations and the clean pass alone round differently in the last bits
+    rounding = 8 * torch.finfo(torch.float32).eps * abs(rows.clean)
     for row in rows:
         assert row.attributed == 0
-        assert row.measured == pytest.approx(0, abs=1e-6)
+        assert row.measured == pytest.approx(0, abs=rounding)
     assert isnan(rows.correlation)
 
 
