@@ -79,8 +79,10 @@ def gradients(
                 x = replace[site].to(x.dtype).detach().requires_grad_()
             elif downstream == "freeze":
                 reconstruction = model.split(site, x, reads)[1]
-                error = clean_errors[site] if clean_errors else (x - reconstruction).detach()
-                x = reconstruction + error
+                if clean_errors is not None:
+                    x = reconstruction + clean_errors[site]
+                else:  # the pass's own errors: its values stay what they are, bit for bit
+                    x = x.detach() + (reconstruction - reconstruction.detach())
             outputs[site] = x
             return x
 

@@ -94,8 +94,11 @@ class Dictionary:
         return self.W_dec.shape[1]
 
     def pre_acts(self, x: Tensor) -> Tensor:
-        """Pre-activations `[..., d_sae]` of `x [..., d_in]`."""
-        return x @ self.W_enc + self.b_enc
+        """Pre-activations `[..., d_sae]` of `x [..., d_in]`, in the dictionary's own dtype.
+
+        A float32 dictionary reads a bfloat16 model's activations as float32.
+        """
+        return x.to(self.W_enc.dtype) @ self.W_enc + self.b_enc
 
     def encode(self, x: Tensor) -> Tensor:
         """Activations `[..., d_sae]` of `x [..., d_in]`.
@@ -108,7 +111,7 @@ class Dictionary:
 
     def decode(self, acts: Tensor) -> Tensor:
         """Reconstruction `[..., d_out]` from `acts [..., d_sae]`."""
-        return acts @ self.W_dec + self.b_dec
+        return acts.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
 
     def to(
         self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None

@@ -100,6 +100,12 @@ def test_the_effects_of_a_site_are_those_of_its_activation(model):
         torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("downstream", ["recompute", "freeze"])
+def test_attribution_does_not_change_the_metric(model, downstream):
+    value = bind(METRIC, model)(model(TEXT)).item()
+    assert total_effects(model, TEXT, METRIC, downstream=downstream).value == value
+
+
 def test_the_baseline_is_subtracted(model):
     """Latents that only the corrupted prompt switches on have an effect too."""
     reference = corrupted_reference(model, PROMPT)

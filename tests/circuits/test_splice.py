@@ -51,6 +51,19 @@ def both(request, gemma_folder):
     return load_gemma(str(gemma_folder), device="cpu", dtype=request.param), plain.eval()
 
 
+def test_float32_dictionaries_fit_a_bfloat16_model(gemma_folder):
+    bridge = load_gemma(str(gemma_folder), device="cpu", dtype=torch.bfloat16)
+    model = splice(bridge, random_dictionaries())
+    ids = model.tokens(TEXTS)
+    with torch.no_grad():
+        plain = bridge(ids, attention_mask=(ids != 0).long())
+    for downstream in ("recompute", "freeze"):
+        spliced = model.run(ids, dict.fromkeys(model.sites, keep), downstream=downstream)
+        assert spliced.dtype == torch.bfloat16
+        assert torch.equal(spliced, plain)
+    assert all(t.acts.dtype == torch.float32 for t in model.trace(TEXT).sites.values())
+
+
 @pytest.mark.parametrize("sites", choices_of_sites(), ids=lambda s: "+".join(map(str, s)))
 @pytest.mark.parametrize("downstream", ["recompute", "freeze"])
 def test_spliced_and_plain_logits_agree_bit_for_bit(both, sites, downstream):
