@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attribution.edges import direct_effects, local_pass
 from attribution.effects import Effects, total_effects
+from attribution.gradients import check_batch_size
 from attribution.metrics import Metric, Score, bind
 from circuits import (
     BiasNode,
@@ -38,7 +39,7 @@ VERSIONS = ("gemma-circuits", "torch", "transformers", "transformer-lens")
 """Distributions whose versions are recorded."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Attribution:
     """Nodes and edges of one prompt; all tensors float32 on the CPU, `n` nodes.
 
@@ -65,6 +66,10 @@ class Attribution:
     metric_value: float
     words: tuple[str, ...]
     provenance: dict[str, Any]
+
+    def __repr__(self) -> str:
+        metric = f"{self.provenance['metric']} = {self.metric_value:+.4g}"
+        return f"Attribution({metric}: {len(self.nodes)} nodes, {self.edges._nnz()} edges)"
 
 
 def attribute(
@@ -105,6 +110,12 @@ def attribute(
         raise UserError(f"max_latents={max_latents}; a graph needs at least one latent")
     if not isinstance(prompt, str | Prompt):
         raise UserError(f"attribute explains one prompt, a text; got {type(prompt).__name__}")
+    check_batch_size(batch_size)
+    if isinstance(metric, Metric) and metric.flat_at_clean:
+        raise UserError(
+            f"{metric.name} has no gradient on the clean run, so nothing can be attributed to it; "
+            "measure it with ablate_each, or explain a logit or a log probability"
+        )
     ids = model.tokens(prompt)
     freeze = Freeze.of(attention=attention, norms=norms)
     effects = total_effects(

@@ -127,6 +127,7 @@ def find_sources(
     return sources
 
 
+@torch.enable_grad()
 def direct_effects(
     model: SplicedModel,
     nodes: Sequence[Node],

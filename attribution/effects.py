@@ -31,11 +31,12 @@ from circuits import (
     zero_reference,
 )
 from circuits.freeze import LIVE, Freeze
+from circuits.reference import check_reference
 
 GRADIENT_X_ACTIVATION = "gradient x activation"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SiteEffects:
     """One site: every latent active on the prompt or in the reference, and the errors.
 
@@ -64,18 +65,19 @@ class SiteEffects:
     grad_output: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Effects:
     """Total effects of every node of one prompt.
 
     Attributes:
         metric: Its name.
         value: The metric on the clean prompt.
-        estimator: How the effects were estimated; to be named wherever they are shown.
+        estimator: How the effects at sites were estimated; to be named wherever they are shown.
         downstream: `recompute` or `freeze`.
         reference: Name of the baseline.
         sites: By site, in the order of the forward pass.
-        token_effect: Of the scaled embedding at each position, `[pos]`.
+        token_effect: Of the scaled embedding at each position, `[pos]`; always by gradient x
+            activation.
     """
 
     metric: str
@@ -86,8 +88,15 @@ class Effects:
     sites: Mapping[Site, SiteEffects]
     token_effect: Tensor
 
+    def __repr__(self) -> str:
+        sites = ", ".join(map(str, self.sites))
+        return f"Effects({self.metric} = {self.value:+.4g} by {self.estimator} at {sites})"
+
     def of(self, node: Node) -> float:
         """The effect of one node; 0 for a latent that is off in the prompt and in the reference."""
+        pos = getattr(node, "pos", 0)
+        if not 0 <= pos < len(self.token_effect):
+            raise UserError(f"{node}: no position {pos}; there are {len(self.token_effect)}")
         if isinstance(node, TokenNode):
             return self.token_effect[node.pos].item()
         if not isinstance(node, LatentNode | ErrorNode | BiasNode) or node.site not in self.sites:
@@ -142,6 +151,7 @@ def total_effects(
     ids = model.tokens(prompt)
     result = gradients(model, ids, bind(metric, model), downstream=downstream, freeze=freeze)
     reference = reference or zero_reference(model, prompt)
+    check_reference(model, reference, ids)
     reads = model.reads(ids)
     change = result.embedding[0] - reference.trace.embedding
     return Effects(
@@ -156,7 +166,7 @@ def total_effects(
             )
             for site, x in result.inputs.items()
         },
-        token_effect=(result.embedding_grad[0] * change).float().sum(-1),
+        token_effect=(result.embedding_grad[0].float() * change.float()).sum(-1),
     )
 
 
@@ -171,8 +181,9 @@ def site_effects(
 ) -> SiteEffects:
     """One site's effects from its activation and its output's gradient, both `[pos, d]`."""
     dictionary = model.dictionaries[site]
-    acts, reconstruction = (t[0] for t in model.split(site, x[None], reads))
-    error = x - reconstruction
+    acts = model.split(site, x[None], reads)[0][0]
+    # in float32 whatever the model's dtype, so that latents, bias and error sum to x
+    error = x.float() - dictionary.decode(acts).float() * reads[0][:, None]
     baseline = reference.acts(site)
     pos, latent = ((acts != 0) | (baseline != 0)).nonzero(as_tuple=True)
     on, off = acts[pos, latent].float(), baseline[pos, latent].float()
@@ -188,7 +199,7 @@ def site_effects(
         grad=latent_grad,
         effect=latent_grad * (on - off),
         error=error,
-        error_effect=(grad * (error - reference.error(site)).float()).sum(-1),
+        error_effect=(grad * (error - reference.error(site).float())).sum(-1),
         bias_effect=bias_effect.item(),
         grad_output=grad,
     )

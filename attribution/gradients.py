@@ -95,8 +95,8 @@ def gradients(
     with torch.enable_grad():
         logits = model.forward(ids, {s: at(s) for s in model.sites}, freeze=freeze, embedding=embed)
         values = checked(score(logits), len(ids))
-    wanted = [start[0], *outputs.values()]
-    grads = torch.autograd.grad(values.sum(), wanted, allow_unused=True)
+        wanted = [start[0], *outputs.values()]
+        grads = torch.autograd.grad(values.sum(), wanted, allow_unused=True)
     zeros = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, grads, strict=True)]
     by_site = dict(zip(outputs, zeros[1:], strict=True))
     return Gradients(values.detach(), inputs, by_site, start[0].detach(), zeros[0])
@@ -107,11 +107,19 @@ def checked(values: Tensor, batch: int) -> Tensor:
     if not isinstance(values, Tensor) or values.shape != (batch,):
         came = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise UserError(f"a metric gives one number a row, [{batch}]; this one gave {came}")
+    if torch.is_inference_mode_enabled():
+        raise UserError("attribution needs gradients; leave torch.inference_mode()")
     if not values.requires_grad:
         raise UserError("the metric has no gradient; compute it from the logits with torch alone")
     if not values.isfinite().all():
         raise UserError("the metric is not finite on this prompt; choose another metric or target")
     return values
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse a pass of nothing."""
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size}; a pass needs at least one row")
 
 
 def check_convention(downstream: str) -> None:

@@ -12,7 +12,7 @@ site sum to what the metric loses when the whole site is set to the baseline; th
 of what one latent does alone.
 
 *Per latent* (`integrated_each`): one latent goes, everything else stays. Its effect is what
-ablating that one latent does, at the price of n passes a latent.
+ablating that one latent does (under `recompute`), at the price of n passes a latent.
 
 Both converge with n where the metric is smooth on the way. It is not where a whole site goes to
 zero and a norm reads nothing else (its scale is singular there), nor, with `freeze`, where latents
@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attribution.effects import Effects, site_effects
-from attribution.gradients import gradients
+from attribution.gradients import check_batch_size, gradients
 from attribution.metrics import Metric, Score, bind, metric_name
 from circuits import (
     ErrorNode,
@@ -39,8 +39,11 @@ from circuits import (
     SplicedModel,
     Trace,
     UserError,
+    zero,
     zero_reference,
 )
+from circuits.interventions import edits
+from circuits.reference import check_reference
 
 
 def integrated_effects(
@@ -70,6 +73,7 @@ def integrated_effects(
     ids = model.tokens(prompt)
     score = bind(metric, model)
     reference = reference or zero_reference(model, prompt)
+    check_reference(model, reference, ids)
     reads = model.reads(ids)
     embedding, inputs = model.activations(ids)
     held = model.errors(ids) if downstream == "freeze" else None
@@ -94,7 +98,7 @@ def integrated_effects(
         downstream=downstream,
         reference=reference.name,
         sites=sites,
-        token_effect=(clean.embedding_grad[0] * change).float().sum(-1),
+        token_effect=(clean.embedding_grad[0].float() * change.float()).sum(-1),
     )
 
 
@@ -125,9 +129,12 @@ def integrated_each(
         UserError: as `integrated_effects`, or a node at a site that is not spliced.
     """
     _check_points(n)
+    check_batch_size(batch_size)
     ids = model.tokens(prompt)
     score = bind(metric, model)
     reference = reference or zero_reference(model, prompt)
+    check_reference(model, reference, ids)
+    edits(model, ids.expand(len(nodes), -1), [[zero(node)] for node in nodes])  # only checks them
     inputs = model.activations(ids)[1]
     trace = model.trace(prompt)
     held = model.errors(ids) if downstream == "freeze" else None

@@ -22,14 +22,21 @@ class Metric:
         name: For tables, records and the graph's logit node.
         bind: Looks up the tokens in the model's vocabulary and returns the score. All rows given
             to a score are equally long: the answer is read at the last position.
+        flat_at_clean: Whether its gradient on the clean run is zero, so that it can be measured
+            but not attributed.
     """
 
     name: str
     bind: Callable[[SplicedModel], Score]
+    flat_at_clean: bool = False
 
 
 def bind(metric: Metric | Score, model: SplicedModel) -> Score:
     """The score of `metric` on `model`; a plain function of the logits is a score already."""
+    if not isinstance(metric, Metric) and not callable(metric):
+        raise UserError(
+            f"{metric!r} is no metric; give logit_diff(prompt), or a function of logits"
+        )
     return metric.bind(model) if isinstance(metric, Metric) else metric
 
 
@@ -82,6 +89,8 @@ def prob(target: Prompt | str) -> Metric:
 
 def prob_diff(targets: Sequence[str], foils: Sequence[str], *, name: str | None = None) -> Metric:
     """The probability on all `targets` minus that on all `foils`: valid and invalid years, say."""
+    if isinstance(targets, str) or isinstance(foils, str):
+        raise UserError("prob_diff compares lists of words; write [word] for a single one")
 
     def bound(model: SplicedModel) -> Score:
         plus = [model.token_id(word) for word in targets]
@@ -113,7 +122,7 @@ def kl(prompt: Prompt | str) -> Metric:
 
         return score
 
-    return Metric("KL from clean", bound)
+    return Metric("KL from clean", bound, flat_at_clean=True)
 
 
 def _target(prompt: Prompt | str) -> str:

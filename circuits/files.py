@@ -46,10 +46,9 @@ def write_atomically(path: str | Path, data: bytes | str, *, overwrite: bool = F
             temporary = Path(file.name)
             file.write(raw)
         temporary.chmod(0o666 & ~_umask())
-        if overwrite:
-            temporary.replace(path)
-        else:
-            os.link(temporary, path)  # unlike a rename, fails if another process was first
+        if not overwrite:  # unlike a look before, fails if another process was first
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        temporary.replace(path)
     except FileExistsError:
         raise UserError(
             f"{path} exists already; pass overwrite=True (--force) or another name"

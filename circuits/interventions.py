@@ -22,7 +22,7 @@ Edit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From latents `[batch, pos, d_sae]` and error `[batch, pos, d_out]` to what they become."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Intervention:
     """`value -> scale * value + shift` at one latent or error.
 
@@ -39,6 +39,11 @@ class Intervention:
     def __post_init__(self) -> None:
         if not isinstance(self.node, LatentNode | ErrorNode):
             raise UserError(f"cannot intervene on {self.node}; only on latents and errors")
+        if not isinstance(self.shift, int | float | Tensor):
+            raise UserError(f"{self.node}: {self.shift!r} is no value; give a number or a tensor")
+        size = self.shift.numel() if isinstance(self.shift, Tensor) else 1
+        if isinstance(self.node, LatentNode) and size != 1:
+            raise UserError(f"{self.node}: an activation is one number; got {size}")
 
 
 def zero(node: LatentNode | ErrorNode) -> Intervention:
@@ -79,21 +84,33 @@ def edits(
     reads = model.reads(ids).tolist()
     by_site: defaultdict[Site, list[tuple[int, Intervention]]] = defaultdict(list)
     for row, interventions in enumerate(rows):
+        if isinstance(interventions, Intervention) or not all(
+            isinstance(i, Intervention) for i in interventions
+        ):
+            raise UserError("give a list of interventions, for example [zero(node)]")
         nodes = [i.node for i in interventions]
         if len(set(nodes)) < len(nodes):
             twice = next(node for node in nodes if nodes.count(node) > 1)
             raise UserError(f"{twice} is intervened on twice in one pass; give each node once")
         for intervention in interventions:
-            _check(model, intervention.node, reads[row])
+            _check(model, intervention, reads[row])
             by_site[intervention.node.site].append((row, intervention))
     return {site: _edit(items) for site, items in by_site.items()}
 
 
-def _check(model: SplicedModel, node: LatentNode | ErrorNode, reads: list[bool]) -> None:
+def _check(model: SplicedModel, intervention: Intervention, reads: list[bool]) -> None:
+    node, shift = intervention.node, intervention.shift
     if node.site not in model.dictionaries:
         raise UserError(f"no dictionary at {node.site}; {model.name} has {model.describe_sites()}")
     if not 0 <= node.pos < len(reads):
         raise UserError(f"{node}: no position {node.pos}; the prompt has {len(reads)} tokens")
+    d_out = model.dictionaries[node.site].d_out
+    if (
+        isinstance(shift, Tensor)
+        and isinstance(node, ErrorNode)
+        and shift.shape not in ((), (d_out,))
+    ):
+        raise UserError(f"{node}: an error has {d_out} numbers; got {list(shift.shape)}")
     if isinstance(node, LatentNode):
         d_sae = model.dictionaries[node.site].d_sae
         if not 0 <= node.latent < d_sae:

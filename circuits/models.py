@@ -71,8 +71,11 @@ def load_gemma(
     """
     from transformer_lens.model_bridge import TransformerBridge  # takes seconds: only when needed
 
+    _check_device(device, dtype)
     folder = model_folder(name)
     config = _read_config(folder)
+    if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model")):
+        raise UserError(f"{folder} has no tokenizer.json; save the model's tokenizer there too")
     if dtype is None:
         dtype = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
     with _quiet(folder):
@@ -91,6 +94,17 @@ def load_gemma(
     bridge.requires_grad_(False)
     bridge.eval()
     return bridge
+
+
+def _check_device(device: str | torch.device | None, dtype: torch.dtype | None) -> None:
+    """Refuse a device that is not there and a dtype that models do not have."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UserError(f"dtype={dtype!r}; give torch.float32, torch.bfloat16 or torch.float16")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device={str(device)!r} cannot be used: {reason}; try cpu") from error
 
 
 def gemma_config(bridge: TransformerBridge) -> Gemma2Config:

@@ -19,17 +19,20 @@ if TYPE_CHECKING:
     from circuits.splice import SplicedModel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Reference:
     """A value for every latent and error of a prompt, position by position.
 
     Attributes:
         name: `zero`, `mean` or `corrupted`, for tables and records.
-        trace: The values, as a trace; its `ids` are the prompt they belong to.
+        trace: The values, as a trace; its `ids` are the prompt's (of a mean, the first one's).
     """
 
     name: str
     trace: Trace
+
+    def __repr__(self) -> str:
+        return f"Reference({self.name!r}, {self.trace!r})"
 
     def acts(self, site: Site) -> Tensor:
         """`[pos, d_sae]`."""
@@ -40,13 +43,42 @@ class Reference:
         return self.trace.sites[site].error
 
     def value(self, node: Node) -> Tensor:
-        """A latent's activation (a scalar) or an error (`[d_out]`)."""
+        """A latent's activation (a scalar) or an error (`[d_out]`).
+
+        Raises:
+            UserError: another kind of node, or a site or position that the trace does not have.
+        """
+        if not isinstance(node, LatentNode | ErrorNode):
+            raise UserError(f"{node} has no reference value; latents and errors have one")
+        if node.site not in self.trace.sites or not 0 <= node.pos < len(self.trace.ids):
+            raise UserError(
+                f"{node} has no reference value; there are {len(self.trace.ids)} positions at "
+                f"{', '.join(map(str, self.trace.sites))}"
+            )
         if isinstance(node, ErrorNode):
             return self.error(node.site)[node.pos]
-        if not isinstance(node, LatentNode):
-            raise UserError(f"{node} has no reference value; latents and errors have one")
         trace = self.trace.sites[node.site]
         return trace.acts[(trace.pos == node.pos) & (trace.latent == node.latent)].sum()
+
+
+def check_reference(model: SplicedModel, reference: Reference, ids: Tensor) -> None:
+    """Refuse what is no reference for the prompt `ids [1, pos]` and the sites of `model`."""
+    if not isinstance(reference, Reference):
+        raise UserError(
+            f"a reference is made by zero_reference, corrupted_reference or mean_reference; "
+            f"got {reference!r}"
+        )
+    missing = [str(site) for site in model.sites if site not in reference.trace.sites]
+    if missing:
+        raise UserError(
+            f"the reference has no values at {', '.join(missing)}; make it with the same model"
+        )
+    n_reference, n_prompt = len(reference.trace.ids), ids.shape[1]
+    if n_reference != n_prompt:
+        raise UserError(
+            f"the reference has {n_reference} tokens and the prompt {n_prompt}; "
+            "they must be equally long, so that positions correspond"
+        )
 
 
 def zero_reference(model: SplicedModel, prompt: str | Prompt) -> Reference:
@@ -60,10 +92,8 @@ def corrupted_reference(model: SplicedModel, prompt: Prompt) -> Reference:
     Raises:
         UserError: there is no partner, or its number of tokens differs.
     """
-    if prompt.corrupted is None:
-        raise UserError(
-            f"{prompt.text!r} has no corrupted partner; give Prompt(..., corrupted=...)"
-        )
+    if not isinstance(prompt, Prompt) or prompt.corrupted is None:
+        raise UserError(f"{prompt!r} has no corrupted partner; give Prompt(..., corrupted=...)")
     n_clean, n_corrupted = (model.tokens(t).shape[1] for t in (prompt.text, prompt.corrupted))
     if n_clean != n_corrupted:
         raise UserError(
@@ -79,6 +109,8 @@ def mean_reference(model: SplicedModel, prompts: Sequence[str | Prompt]) -> Refe
     Raises:
         UserError: no prompts, or their numbers of tokens differ.
     """
+    if isinstance(prompts, str):
+        raise UserError("a mean is over several prompts; give a list of texts")
     traces = [model.trace(prompt) for prompt in prompts]
     lengths = sorted({len(trace.ids) for trace in traces})
     if len(lengths) != 1:

@@ -219,7 +219,7 @@ class SplicedModel:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary(self.tokenizer, self.name, self.n_ctx)
+        return Vocabulary(self.tokenizer, self.name, self.n_ctx, self.d_vocab)
 
     @property
     def config(self) -> Gemma2Config:
@@ -294,6 +294,11 @@ def splice(
             raise UserError(
                 f"no layer {site.layer} for the dictionary at {site}; "
                 f"{name} has layers 0-{config.num_hidden_layers - 1}"
+            )
+        if dictionary.W_enc.device != next(bridge.original_model.parameters()).device:
+            raise UserError(
+                f"the dictionary at {site} is on {dictionary.W_enc.device} and {name} is not; "
+                "move it with dictionary.to(device=...)"
             )
         width = widths[site.kind]
         if (dictionary.d_in, dictionary.d_out) != (width, width):

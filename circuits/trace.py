@@ -9,7 +9,7 @@ from torch import Tensor
 from circuits.sites import Site
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SiteTrace:
     """One site of one prompt.
 
@@ -28,6 +28,11 @@ class SiteTrace:
     error: Tensor
     d_sae: int
 
+    def __repr__(self) -> str:
+        return (
+            f"SiteTrace({len(self.pos)} active at {len(self.error)} positions, d_sae {self.d_sae})"
+        )
+
     @classmethod
     def from_dense(cls, acts: Tensor, error: Tensor) -> "SiteTrace":
         """From dense activations `[pos, d_sae]`."""
@@ -41,7 +46,7 @@ class SiteTrace:
         return dense
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trace:
     """All spliced sites of one prompt.
 
@@ -54,6 +59,9 @@ class Trace:
     ids: Tensor
     embedding: Tensor
     sites: Mapping[Site, SiteTrace]
+
+    def __repr__(self) -> str:
+        return f"Trace({len(self.ids)} tokens, {len(self.sites)} sites)"
 
     def l0(self, site: Site) -> float:
         """Mean number of active latents a position, over all positions but the first (BOS)."""

@@ -21,11 +21,13 @@ class Vocabulary:
         tokenizer: Hugging Face's.
         name: The model's, for messages.
         n_ctx: Tokens that the model reads at most, BOS included.
+        d_vocab: How many token ids the model has.
     """
 
     tokenizer: Any
     name: str
     n_ctx: int
+    d_vocab: int
 
     @property
     def pad_id(self) -> int:
@@ -34,19 +36,30 @@ class Vocabulary:
     def ids(self, prompt: Prompts) -> Tensor:
         """Token ids `[batch, pos]`; a tensor is checked and passed on."""
         if isinstance(prompt, Tensor):
-            ids = prompt if prompt.ndim == 2 else prompt[None]
-            if ids.ndim != 2 or ids.is_floating_point():
-                raise UserError(
-                    "token ids are integers [pos] or [batch, pos]; "
-                    f"got {prompt.dtype} {list(prompt.shape)}"
-                )
-            return ids
-        prompts = [prompt] if isinstance(prompt, str | Prompt) else list(prompt)
+            return self._checked(prompt)
+        prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
         if not prompts:
             raise UserError("no prompt given; give at least one text")
-        rows = [self.encode(p.text if isinstance(p, Prompt) else p) for p in prompts]
+        rows = [self.encode(_text(p)) for p in prompts]
         longest = max(map(len, rows))
         return torch.tensor([row + [self.pad_id] * (longest - len(row)) for row in rows])
+
+    def _checked(self, given: Tensor) -> Tensor:
+        """Token ids given as a tensor, as `[batch, pos]`."""
+        ids = given if given.ndim == 2 else given[None]
+        if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32) or not ids.numel():
+            raise UserError(
+                "token ids are integers [pos] or [batch, pos], at least one; "
+                f"got {given.dtype} {list(given.shape)}"
+            )
+        if ids.shape[1] > self.n_ctx:
+            raise UserError(f"{ids.shape[1]} token ids; {self.name} reads at most {self.n_ctx}")
+        if ids.min() < 0 or ids.max() >= self.d_vocab:
+            raise UserError(
+                f"token ids from {ids.min()} to {ids.max()}; "
+                f"{self.name} has 0 to {self.d_vocab - 1}"
+            )
+        return ids
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text, BOS first and once."""
@@ -85,10 +98,19 @@ class Vocabulary:
     def is_text(self, ids: Tensor) -> Tensor:
         """Which ids are neither BOS nor EOS nor padding, of the shape of `ids`."""
         special = [self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.pad_id]
-        return ~torch.isin(ids, torch.tensor(special, device=ids.device))
+        known = [i for i in special if i is not None]
+        return ~torch.isin(ids, torch.tensor(known, device=ids.device))
 
     def _unknown(self, text: str) -> str:
         """The words of `text` that the tokenizer does not know."""
         unk = self.tokenizer.unk_token_id
         words = [word for word in text.split() if unk in self.tokenizer(word).input_ids]
         return ", ".join(map(repr, words)) or "a character of the prompt"
+
+
+def _text(prompt: object) -> str:
+    """The text of one prompt."""
+    text = prompt.text if isinstance(prompt, Prompt) else prompt
+    if not isinstance(text, str):
+        raise UserError(f"a prompt is a text or a Prompt; got {type(text).__name__} {text!r}")
+    return text

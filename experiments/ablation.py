@@ -7,6 +7,7 @@ has the sign and the units of the attributed `d metric / d value . (value - refe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from attribution import Metric, total_effects
 from attribution.attribute import record
+from attribution.gradients import check_batch_size
 from attribution.metrics import Score, bind
 from circuits import (
     ErrorNode,
@@ -30,8 +32,9 @@ from circuits import (
     zero_reference,
 )
 from circuits.interventions import edits
+from circuits.reference import check_reference
 from circuits.splice import DOWNSTREAM
-from experiments.checks import check_batch_size, check_reference, one_prompt
+from experiments.checks import one_prompt
 from experiments.plots import ablation_figure
 from experiments.records import write_figure, write_table
 
@@ -48,7 +51,7 @@ class AblationRow:
         word: The token at its position.
         act: The latent's activation on the prompt; the norm of an error.
         baseline: The value it was set to; the norm of an error.
-        attributed: The estimated effect.
+        attributed: The estimated effect; NaN for a metric without a gradient on the clean run.
         measured: What the metric lost when the node was set to `baseline`.
         label: What the node stands for, where it is known.
     """
@@ -193,12 +196,18 @@ def ablate_each(
     if downstream not in DOWNSTREAM:
         raise UserError(f"downstream={downstream!r}; choose {', '.join(DOWNSTREAM)}")
     check_batch_size(batch_size)
+    if not isinstance(nodes, Sequence):
+        raise UserError(
+            f"give a list of latents and errors, such as graph.latents(top=10); "
+            f"got {type(nodes).__name__}"
+        )
     ids = one_prompt(model, prompt)
     reference = reference or zero_reference(model, prompt)
     check_reference(model, reference, ids)
     # one pass' worth of checks, before any pass
     edits(model, ids.expand(len(nodes), -1), [[zero(node)] for node in nodes])
     attributed_downstream = "freeze" if downstream == "drop" else downstream
+    flat = isinstance(metric, Metric) and metric.flat_at_clean  # nothing can be attributed
     effects = total_effects(
         model, prompt, metric, downstream=attributed_downstream, reference=reference
     )
@@ -213,7 +222,7 @@ def ablate_each(
             word=words[node.pos],
             act=values.value(node).norm().item(),
             baseline=reference.value(node).norm().item(),
-            attributed=effects.of(node),
+            attributed=math.nan if flat else effects.of(node),
             measured=clean - value,
         )
         for node, value in zip(nodes, ablated, strict=True)
@@ -265,6 +274,6 @@ def _measure(
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> float:
     """Pearson's correlation; NaN for fewer than two pairs, or where one side does not vary."""
-    if len(x) < 2 or min(x) == max(x) or min(y) == max(y):
+    if len(x) < 2 or any(map(math.isnan, x)) or min(x) == max(x) or min(y) == max(y):
         return float("nan")
     return torch.corrcoef(torch.tensor([x, y], dtype=torch.float64))[0, 1].item()

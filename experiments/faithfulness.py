@@ -19,9 +19,11 @@ from torch import Tensor
 
 from attribution import Metric
 from attribution.attribute import record
+from attribution.gradients import check_batch_size
 from attribution.metrics import Score, bind, metric_name
 from circuits import LatentNode, Prompt, Reference, SplicedModel, UserError, zero_reference
-from experiments.checks import check_batch_size, check_reference, one_prompt
+from circuits.reference import check_reference
+from experiments.checks import one_prompt
 from experiments.circuit_runs import ERRORS, Candidates, run_kept
 from experiments.plots import faithfulness_figure
 from experiments.records import write_figure, write_table
@@ -233,7 +235,7 @@ def _ranked(
 ) -> list[LatentNode]:
     """The latents of `graph`, strongest first."""
     if not isinstance(graph, AttributionGraph):
-        return list(graph)
+        return list(dict.fromkeys(graph))  # each once: sizes count latents
     words = tuple(model.words(ids[0]))
     if graph.words != words:
         raise UserError(

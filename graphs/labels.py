@@ -47,6 +47,8 @@ def label_latents(
             the model cannot read.
     """
     own_prompt = graph.provenance.get("prompt", {}).get("text")
+    if isinstance(texts, str):
+        texts = [texts]
     if texts is None:
         texts = model.example_texts or (own_prompt,)
     chosen = [text for text in texts if text]

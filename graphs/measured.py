@@ -32,10 +32,12 @@ def with_measured(
             provenance and under the pictures. Without it, `rows.settings` if there is one.
 
     Raises:
-        UserError: a row's node is not in the graph.
+        UserError: a row's node is not in the graph, or the rows are of another model, prompt or
+            metric.
     """
     if settings is None:
         settings = getattr(rows, "settings", None)
+    _check_same_question(graph, getattr(rows, "provenance", {}))
     digraph = nx.DiGraph(graph.digraph)  # unfrozen; the attributes' dicts are copies
     for row in rows:
         if row.node not in digraph:
@@ -48,3 +50,19 @@ def with_measured(
     if settings is not None:
         provenance["measured"] = settings
     return dataclasses.replace(graph, digraph=nx.freeze(digraph), provenance=provenance)
+
+
+def _check_same_question(graph: AttributionGraph, measured: dict[str, Any]) -> None:
+    """Refuse rows whose record names another model, prompt or metric than the graph's."""
+    for key in ("model", "prompt", "metric"):
+        here, there = (_text(record.get(key)) for record in (graph.provenance, measured))
+        if here and there and here != there:
+            raise UserError(
+                f"the graph's {key} is {here!r} and the measurements' {there!r}; "
+                "measure what the graph explains"
+            )
+
+
+def _text(value: Any) -> Any:
+    """A prompt's text; other values as they are."""
+    return value.get("text") if isinstance(value, dict) else value

@@ -8,7 +8,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFas
 
 from circuits import KINDS, Dictionary, Site
 
-N_LAYERS, D_MODEL, N_HEADS, D_HEAD, D_SAE, VOCAB = 3, 32, 4, 8, 96, 40
+N_LAYERS, D_MODEL, N_HEADS, D_HEAD, D_SAE, VOCAB = 3, 32, 4, 6, 96, 40
+WIDTHS = {"attn": N_HEADS * D_HEAD, "mlp": D_MODEL, "resid": D_MODEL}
 TEXT = "w1 w5 w9 w2 w5 w9 w30 w7 w8 w11"
 
 
@@ -50,7 +51,7 @@ def save_random_gemma(folder: Path, *, seed: int = 0, n_layers: int = N_LAYERS) 
 
 
 def random_dictionaries(*, seed: int = 1, dtype: torch.dtype = torch.float32) -> dict:
-    """One for every site; about a tenth of the latents fire, and reconstruction is poor."""
+    """One for every site; about a third of the latents fire, and reconstruction is poor."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int, scale: float) -> torch.Tensor:
@@ -58,11 +59,11 @@ def random_dictionaries(*, seed: int = 1, dtype: torch.dtype = torch.float32) ->
 
     return {
         Site(layer, kind): Dictionary(
-            W_enc=random(D_MODEL, D_SAE, scale=0.3),
+            W_enc=random(WIDTHS[kind], D_SAE, scale=0.3),
             b_enc=random(D_SAE, scale=0.1),
             threshold=(torch.rand(D_SAE, generator=generator) + 0.5).to(dtype),
-            W_dec=random(D_SAE, D_MODEL, scale=0.1),
-            b_dec=random(D_MODEL, scale=0.1),
+            W_dec=random(D_SAE, WIDTHS[kind], scale=0.1),
+            b_dec=random(WIDTHS[kind], scale=0.1),
             name=f"random/{kind}.{layer}",
         )
         for layer in range(N_LAYERS)

@@ -64,6 +64,7 @@ def ablate(
     from experiments.records import FIGURES, TABLES, check_output
     from graphs import labels_of
 
+    out = tuple(dict.fromkeys(out))
     for path in out:
         check_output(path, (*TABLES, *FIGURES), overwrite=force)
     question = answerable(asked, graphs=True)

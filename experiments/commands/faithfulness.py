@@ -73,6 +73,7 @@ def faithfulness(
     from experiments.commands.tables import faithfulness_table
     from experiments.records import FIGURES, TABLES, check_output
 
+    out = tuple(dict.fromkeys(out))
     for path in out:
         check_output(path, (*TABLES, *FIGURES), overwrite=force)
     if not all(size.strip().isdecimal() for size in sizes.split(",")):

@@ -293,6 +293,7 @@ def _check_dictionaries(model: SplicedModel, recorded: dict[str, Any], path: str
     for site, entry in recorded.items():
         if loaded.get(site) != entry.get("name"):
             raise UserError(
-                f"{path} was made with {entry.get('name')} at {site}, not {loaded.get(site)}; "
+                f"{path} was made with {entry.get('name')} at {site}, "
+                f"where now there is {loaded.get(site) or 'nothing'}; "
                 "give the same --dictionaries, --width, --l0 and --sites as for the trace"
             )

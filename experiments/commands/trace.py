@@ -78,6 +78,7 @@ def trace(
     from experiments.records import check_output
     from graphs import AttributionGraph, label_latents, prune, render
 
+    out = tuple(dict.fromkeys(out))
     for path in out:
         check_output(path, GRAPH_FILES, overwrite=force)
     question = answerable(asked, graphs=False)

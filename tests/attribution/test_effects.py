@@ -59,7 +59,7 @@ def test_an_effect_is_a_finite_difference(model, site, downstream):
     top = e.effect.abs().topk(6).indices
     nodes: list = [LatentNode(site, int(e.latent[i]), int(e.pos[i])) for i in top]
     nodes.append(ErrorNode(site, int(e.error_effect.abs().argmax())))
-    h, tested = 2e-3, 0
+    h, tested = 4e-4, 0
     for node in nodes:
         (up, on_up), (down, on_down) = (
             measure(model, [scale(node, 1 + s)], downstream) for s in (h, -h)

@@ -1,10 +1,13 @@
 """Metrics are what their formulas say, read at the last position."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from attribution import (
     attribute,
+    integrated_each,
     kl,
     log_prob,
     logit,
@@ -14,10 +17,11 @@ from attribution import (
     total_effects,
 )
 from attribution.metrics import bind
-from circuits import LatentNode, Prompt, Site, UserError, zero
+from circuits import LatentNode, Prompt, Site, UserError, zero, zero_reference
 from tests.random_gemma import TEXT
 
 PROMPT = Prompt(TEXT, target="w3", foil="w4")
+WORD: Any = "w3"  # where something else is expected
 
 
 @pytest.fixture
@@ -72,9 +76,31 @@ def test_a_plain_function_is_a_metric(model):
         (lambda m: total_effects(m, TEXT, logit("w3"), downstream="drop"), "recompute and freeze"),
         (lambda m: attribute(m, TEXT, logit("w3"), attention="warm"), "choose frozen or live"),
         (lambda m: attribute(m, TEXT, logit("w3"), max_latents=0), "at least one latent"),
+        (lambda m: attribute(m, TEXT, logit("w3"), batch_size=0), "at least one row"),
+        (lambda m: attribute(m, TEXT, kl(TEXT)), "no gradient on the clean run"),
+        (lambda m: attribute(m, TEXT, WORD), "is no metric"),
+        (lambda m: prob_diff("w3", ["w4"]), "lists of words"),
+        (lambda m: total_effects(m, TEXT, logit("w3"), reference=WORD), "a reference is made"),
+        (
+            lambda m: total_effects(m, TEXT, logit("w3"), reference=zero_reference(m, "w1 w2")),
+            "the reference has 3 tokens and the prompt 11",
+        ),
+        (
+            lambda m: integrated_each(m, TEXT, logit("w3"), [LatentNode(Site(8, "mlp"), 0, 1)]),
+            r"no dictionary at mlp\.8",
+        ),
         (lambda m: attribute(m, m.tokens(TEXT), logit("w3")), "explains one prompt"),
     ],
 )
 def test_bad_input_gets_one_sentence(model, call, message):
     with pytest.raises(UserError, match=message):
         call(model)
+
+
+def test_attribution_does_not_mind_no_grad(model):
+    expected = attribute(model, TEXT, logit("w3"), max_latents=20).edges.to_dense()
+    with torch.no_grad():
+        found = attribute(model, TEXT, logit("w3"), max_latents=20).edges.to_dense()
+    torch.testing.assert_close(found, expected)
+    with torch.inference_mode(), pytest.raises(UserError, match="inference_mode"):
+        attribute(model, TEXT, logit("w3"))

@@ -173,14 +173,31 @@ def test_the_mean_is_the_mean_of_the_values(model):
     reference = mean_reference(model, texts)
     values = [model.trace(t).sites[site].dense()[node.pos, node.latent] for t in texts]
     torch.testing.assert_close(reference.value(node), torch.stack(values).mean())
+    errors = torch.stack([model.trace(t).sites[site].error[4] for t in texts])
+    torch.testing.assert_close(reference.value(ErrorNode(site, 4)), errors.mean(0))
     expected = model(TEXT, [set_to(node, float(torch.stack(values).mean()))])
     torch.testing.assert_close(model(TEXT, [mean(node, reference)]), expected)
 
 
-def test_freeze_holds_downstream_errors_and_recompute_lets_them_follow(model):
-    """With errors frozen, a change reaches the logits only through latents."""
-    node, _ = strongest(model, Site(0, "mlp"))
+def test_freeze_is_reconstructions_plus_clean_errors(model):
+    """By hand: the changed site, and downstream of it `decode(encode(x)) + clean error`."""
+    node, act = strongest(model, Site(0, "mlp"))
+    ids = model.tokens(TEXT)
+    reads, errors = model.reads(ids), model.errors(ids)
+
+    def by_hand(site):
+        def hook(x):
+            out = model.split(site, x, reads)[1] + errors[site]
+            if site == node.site:
+                out[:, node.pos] -= act * model.dictionaries[site].W_dec[node.latent]
+            return out
+
+        return hook
+
+    with torch.no_grad():
+        expected = model.forward(ids, {site: by_hand(site) for site in model.sites})
     frozen = model(TEXT, [zero(node)], downstream="freeze")
+    torch.testing.assert_close(frozen, expected, rtol=1e-4, atol=1e-4)
     followed = model(TEXT, [zero(node)], downstream="recompute")
     assert not torch.allclose(frozen, followed, atol=1e-3)
 
@@ -259,6 +276,36 @@ class TestBadInput:
         with pytest.raises(UserError, match=message):
             model(TEXT, [zero(node)])
 
+    @pytest.mark.parametrize(
+        ("tokens", "message"),
+        [
+            (torch.zeros(1, 0, dtype=torch.long), "at least one"),
+            (torch.full((1, 33), 5), "33 token ids; random reads at most 32"),
+            (torch.tensor([2, 40]), "random has 0 to 39"),
+            (torch.tensor([True, False]), "token ids are integers"),
+            ([2, 3], "a prompt is a text or a Prompt; got int 2"),
+        ],
+    )
+    def test_token_ids_that_cannot_be_read(self, model, tokens, message):
+        with pytest.raises(UserError, match=message):
+            model(tokens)
+
+    def test_values_of_the_wrong_kind_or_size(self, model):
+        latent, error = LatentNode(Site(1, "mlp"), 0, 1), ErrorNode(Site(1, "mlp"), 1)
+        with pytest.raises(UserError, match="is no value"):
+            set_to(latent, "3")  # pyright: ignore[reportArgumentType]
+        with pytest.raises(UserError, match="an activation is one number; got 5"):
+            set_to(latent, torch.zeros(5))
+        with pytest.raises(UserError, match="an error has 32 numbers"):
+            model(TEXT, [set_to(error, torch.zeros(5))])
+        with pytest.raises(UserError, match="give a list of interventions"):
+            model(TEXT, zero(latent))
+
+    def test_a_reference_without_the_node(self, model):
+        reference = zero_reference(model, "w1 w2")
+        with pytest.raises(UserError, match="there are 3 positions"):
+            mean(LatentNode(Site(1, "mlp"), 0, 5), reference)
+
     def test_a_node_named_twice(self, model):
         node = LatentNode(Site(1, "mlp"), 0, 1)
         with pytest.raises(UserError, match="intervened on twice"):
@@ -272,5 +319,7 @@ class TestBadInput:
         dictionary = model.dictionaries[Site(0, "mlp")]
         with pytest.raises(UserError, match="no layer 7"):
             splice(bridge, {Site(7, "mlp"): dictionary})
+        with pytest.raises(UserError, match=r"attn\.0 reads 32 .* random has 24|model has 24"):
+            splice(bridge, {Site(0, "attn"): dictionary})
         with pytest.raises(UserError, match="no dictionaries"):
             splice(bridge, {})

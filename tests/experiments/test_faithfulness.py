@@ -24,8 +24,8 @@ from graphs import AttributionGraph
 
 PROMPT = Prompt(
     "w1 w5 w9 w2 w5 w9 w30",
-    target="w3",
-    foil="w4",
+    target="w19",
+    foil="w31",
     corrupted="w1 w6 w9 w2 w6 w9 w31",
 )
 METRIC = logit_diff(PROMPT)
