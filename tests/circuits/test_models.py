@@ -66,3 +66,17 @@ def test_damaged_weights(tmp_path, gemma_folder, damage):
         weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot load"):
         load_gemma(str(folder), device="cpu")
+
+
+def test_a_model_without_its_tokenizer(tmp_path, gemma_folder):
+    folder = tmp_path / "model"
+    shutil.copytree(gemma_folder, folder, ignore=shutil.ignore_patterns("token*"))
+    with pytest.raises(UserError, match=r"has no tokenizer\.json"):
+        load_gemma(str(folder), device="cpu")
+
+
+def test_a_device_or_dtype_that_cannot_be_used():
+    with pytest.raises(UserError, match="device='tpu' cannot be used"):
+        load("tiny", device="tpu")
+    with pytest.raises(UserError, match=r"give torch\.float32"):
+        load("tiny", device="cpu", dtype=torch.int8)
