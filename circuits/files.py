@@ -46,9 +46,10 @@ def write_atomically(path: str | Path, data: bytes | str, *, overwrite: bool = F
             temporary = Path(file.name)
             file.write(raw)
         temporary.chmod(0o666 & ~_umask())
-        if not overwrite:  # unlike a look before, fails if another process was first
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        temporary.replace(path)
+        if overwrite:
+            temporary.replace(path)
+        else:
+            _put_new(temporary, path)
     except FileExistsError:
         raise UserError(
             f"{path} exists already; pass overwrite=True (--force) or another name"
@@ -59,6 +60,18 @@ def write_atomically(path: str | Path, data: bytes | str, *, overwrite: bool = F
         if temporary is not None:
             temporary.unlink(missing_ok=True)
     return path
+
+
+def _put_new(temporary: Path, path: Path) -> None:
+    """Give `temporary` the name `path`, unless another process was first."""
+    try:
+        os.link(temporary, path)  # unlike a rename, fails if the name is taken
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(path) from None
+        temporary.replace(path)
 
 
 def _umask() -> int:

@@ -21,6 +21,18 @@ def test_an_existing_file_is_kept_unless_it_may_be_replaced(tmp_path):
     assert path.read_text() == "new"
 
 
+def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("os.link", refused)
+    path = write_atomically(tmp_path / "a.txt", "text")
+    assert path.read_text() == "text"
+    with pytest.raises(UserError, match="exists already"):
+        write_atomically(path, "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = write_atomically(tmp_path / "a.txt", "old")
 
