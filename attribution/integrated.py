@@ -39,10 +39,9 @@ from circuits import (
     SplicedModel,
     Trace,
     UserError,
-    zero,
     zero_reference,
 )
-from circuits.interventions import edits
+from circuits.interventions import check_nodes
 from circuits.reference import check_reference
 
 
@@ -134,10 +133,11 @@ def integrated_each(
     score = bind(metric, model)
     reference = reference or zero_reference(model, prompt)
     check_reference(model, reference, ids)
-    edits(model, ids.expand(len(nodes), -1), [[zero(node)] for node in nodes])  # only checks them
+    check_nodes(model, ids, nodes)
     inputs = model.activations(ids)[1]
     trace = model.trace(prompt)
-    held = model.errors(ids) if downstream == "freeze" else None
+    errors = {site: here.error[None] for site, here in trace.sites.items()}
+    held = errors if downstream == "freeze" else None
     alphas = _midpoints(n, inputs[model.sites[0]])
     effects = torch.zeros(len(nodes), device=ids.device)
     per_pass = max(1, batch_size // n)

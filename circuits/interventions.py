@@ -98,6 +98,17 @@ def edits(
     return {site: _edit(items) for site, items in by_site.items()}
 
 
+def check_nodes(model: SplicedModel, ids: Tensor, nodes: Sequence[LatentNode | ErrorNode]) -> None:
+    """Refuse, before any pass over `ids [1, pos]`, nodes that cannot be intervened on.
+
+    Raises:
+        UserError: as `edits`.
+    """
+    (reads,) = model.reads(ids).tolist()
+    for node in nodes:
+        _check(model, zero(node), reads)
+
+
 def _check(model: SplicedModel, intervention: Intervention, reads: list[bool]) -> None:
     node, shift = intervention.node, intervention.shift
     if node.site not in model.dictionaries:

@@ -28,10 +28,9 @@ from circuits import (
     SplicedModel,
     UserError,
     set_to,
-    zero,
     zero_reference,
 )
-from circuits.interventions import edits
+from circuits.interventions import check_nodes, edits
 from circuits.reference import check_reference
 from circuits.splice import DOWNSTREAM
 from experiments.checks import one_prompt
@@ -204,8 +203,7 @@ def ablate_each(
     ids = one_prompt(model, prompt)
     reference = reference or zero_reference(model, prompt)
     check_reference(model, reference, ids)
-    # one pass' worth of checks, before any pass
-    edits(model, ids.expand(len(nodes), -1), [[zero(node)] for node in nodes])
+    check_nodes(model, ids, nodes)
     attributed_downstream = "freeze" if downstream == "drop" else downstream
     flat = isinstance(metric, Metric) and metric.flat_at_clean  # nothing can be attributed
     effects = total_effects(
