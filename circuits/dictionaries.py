@@ -1,27 +1,18 @@
-"""A dictionary: a JumpReLU sparse autoencoder, and the file it is kept in."""
+"""A dictionary: a sparse autoencoder, or a transcoder, whose latents switch on at a threshold."""
 
-import io
-import math
-import re
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from circuits.errors import UserError
-from circuits.files import write_atomically
 
 ARRAYS = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
-"""The arrays of a `params.npz`, as Gemma Scope names them."""
+"""The arrays of a JumpReLU dictionary, as Gemma Scope names them."""
 
-LAYOUT = re.compile(r"layer_(?P<layer>\d+)/width_(?P<width>\w+)/average_l0_(?P<l0>\d+(?:\.\d+)?)")
-"""The folders of a `params.npz`, as Gemma Scope names them."""
+MATRICES = ("W_enc", "W_dec", "W_skip")
+"""The large ones: they take the dtype that is asked for; the vectors never less than float32."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,7 +23,13 @@ class Dictionary:
         acts = relu(pre) * (pre > threshold)
         x_hat = acts @ W_dec + b_dec
 
-    All tensors are finite, of one floating dtype and on one device.
+    The same formula holds a ReLU dictionary (`threshold` 0), a gated one (its gate is a threshold),
+    with `k` a TopK one (the `k` largest activations of a position stay), and with `W_skip` a
+    transcoder with a skip connection (`x_hat` gains `x @ W_skip`).
+
+    Matrices may be of a narrow dtype such as bfloat16. Vectors are then best float32: they are
+    small, and a rounded threshold switches latents. Activations and reconstructions come out in
+    the wider of the two.
 
     Attributes:
         W_enc: `[d_in, d_sae]`.
@@ -40,11 +37,13 @@ class Dictionary:
         threshold: `[d_sae]`.
         W_dec: `[d_sae, d_out]`.
         b_dec: `[d_out]`.
+        k: At most so many latents of a position are active; `None` for no such bound.
+        W_skip: `[d_in, d_out]`, or `None`.
         name: Where it came from, for example `layer_3/width_1k/average_l0_14`.
         average_l0: Active latents a token, as measured by whoever trained it.
 
     Raises:
-        UserError: shapes, dtypes or devices that do not agree, or values that are not finite.
+        UserError: shapes, dtypes or devices that do not agree.
     """
 
     W_enc: Tensor
@@ -52,25 +51,30 @@ class Dictionary:
     threshold: Tensor
     W_dec: Tensor
     b_dec: Tensor
+    k: int | None = None
+    W_skip: Tensor | None = None
     name: str = "unnamed"
     average_l0: float | None = None
 
     def __post_init__(self) -> None:
         arrays = self.arrays
-        _check_shapes({key: tuple(array.shape) for key, array in arrays.items()}, self.name)
-        dtypes = {str(array.dtype).removeprefix("torch.") for array in arrays.values()}
-        if len(dtypes) > 1 or not self.W_enc.is_floating_point():
-            raise UserError(
-                f"{self.name}: arrays of dtype {', '.join(sorted(dtypes))}; "
-                "give all five the same floating dtype, for example float32"
-            )
+        check_shapes({key: tuple(array.shape) for key, array in arrays.items()}, self.name)
+        for keys in (MATRICES, ("b_enc", "threshold", "b_dec")):
+            dtypes = {
+                str(arrays[key].dtype).removeprefix("torch.") for key in keys if key in arrays
+            }
+            if len(dtypes) > 1 or not arrays[keys[0]].is_floating_point():
+                raise UserError(
+                    f"{self.name}: arrays of dtype {', '.join(sorted(dtypes))}; "
+                    f"give {', '.join(keys)} the same floating dtype, for example float32"
+                )
         devices = {str(array.device) for array in arrays.values()}
         if len(devices) > 1:
             raise UserError(
                 f"{self.name}: arrays on {' and '.join(sorted(devices))}; use one device"
             )
-        for key, array in arrays.items():
-            _check_finite(key, array, self.name)
+        if self.k is not None and not 0 < self.k <= self.d_sae:
+            raise UserError(f"{self.name}: k={self.k}; choose from 1 to {self.d_sae} latents")
 
     def __repr__(self) -> str:
         sizes = f"d_in={self.d_in}, d_sae={self.d_sae}, d_out={self.d_out}"
@@ -78,8 +82,9 @@ class Dictionary:
 
     @property
     def arrays(self) -> dict[str, Tensor]:
-        """The five tensors by name, in the order of the fields."""
-        return {key: getattr(self, key) for key in ARRAYS}
+        """The tensors by name, in the order of the fields."""
+        keys = ARRAYS if self.W_skip is None else (*ARRAYS, "W_skip")
+        return {key: getattr(self, key) for key in keys}
 
     @property
     def d_in(self) -> int:
@@ -93,11 +98,13 @@ class Dictionary:
     def d_out(self) -> int:
         return self.W_dec.shape[1]
 
-    def pre_acts(self, x: Tensor) -> Tensor:
-        """Pre-activations `[..., d_sae]` of `x [..., d_in]`, in the dictionary's own dtype.
+    @property
+    def n_bytes(self) -> int:
+        """What the tensors take."""
+        return sum(array.numel() * array.element_size() for array in self.arrays.values())
 
-        A float32 dictionary reads a bfloat16 model's activations as float32.
-        """
+    def pre_acts(self, x: Tensor) -> Tensor:
+        """Pre-activations `[..., d_sae]` of `x [..., d_in]`, whatever the dtype of `x`."""
         return x.to(self.W_enc.dtype) @ self.W_enc + self.b_enc
 
     def encode(self, x: Tensor) -> Tensor:
@@ -106,164 +113,57 @@ class Dictionary:
         A gradient reaches `x` through the active latents alone (`d acts / d pre` is 1 or 0); the
         thresholds get none.
         """
-        pre = self.pre_acts(x)
-        return torch.relu(pre) * (pre > self.threshold)  # strictly: one at its threshold is off
+        return self.switch(self.pre_acts(x))
 
-    def decode(self, acts: Tensor) -> Tensor:
-        """Reconstruction `[..., d_out]` from `acts [..., d_sae]`."""
-        return acts.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
+    def switch(self, pre: Tensor) -> Tensor:
+        """Activations `[..., d_sae]` from pre-activations."""
+        acts = torch.relu(pre) * (pre > self.threshold)  # strictly: one at its threshold is off
+        if self.k is None:
+            return acts
+        largest = acts.topk(self.k, dim=-1)
+        return torch.zeros_like(acts).scatter(-1, largest.indices, largest.values)
+
+    def decode(self, acts: Tensor, x: Tensor | None = None) -> Tensor:
+        """Reconstruction `[..., d_out]` from `acts [..., d_sae]`.
+
+        Args:
+            x: What was encoded, `[..., d_in]`; only a skip connection needs it.
+        """
+        x_hat = acts.to(self.W_dec.dtype) @ self.W_dec + self.b_dec
+        if self.W_skip is None:
+            return x_hat
+        assert x is not None, "a skip connection passes on what was encoded"
+        return x_hat + x.to(self.W_skip.dtype) @ self.W_skip
 
     def to(
         self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "Dictionary":
-        """The same dictionary on `device` in `dtype`; `None` keeps what it has.
+        """The same dictionary on `device` with its matrices in `dtype`; `None` keeps what it has.
+
+        Vectors are kept in `dtype` or float32, whichever is wider.
 
         Raises:
             UserError: values too large for `dtype`.
         """
-        return replace(
-            self,
-            **{key: array.to(device=device, dtype=dtype) for key, array in self.arrays.items()},
-        )
-
-
-def load_npz(
-    path: str | Path,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> Dictionary:
-    """Read a `params.npz` in Gemma Scope's layout; nothing in it is ever unpickled.
-
-    Name and average L0 come from the folders it lies in (`layer_L/width_W/average_l0_X`). `device`
-    is the CPU and `dtype` float32 unless given.
-
-    Raises:
-        UserError: no such file; not an npz file, or a truncated or corrupt one; arrays missing,
-            unknown, of the wrong shape, not floating, not finite, or objects to unpickle.
-    """
-    path = Path(path)
-    _check_is_zip(path)
-    tensors = {}
-    with _damage_reported(path):
-        archive = zipfile.ZipFile(path)
-    with archive:
-        with _damage_reported(path):
-            _check_headers(archive, path)
-        for key in ARRAYS:
-            with _damage_reported(path), archive.open(f"{key}.npy") as member:
-                array = np.lib.format.read_array(member, allow_pickle=False)
-            # at once, so that no more than one array is held in two dtypes
-            tensors[key] = _tensor(array).to(device=device, dtype=dtype or torch.float32)
-    layout = LAYOUT.fullmatch("/".join(path.absolute().parts[-4:-1]))
-    name, l0 = (layout[0], float(layout["l0"])) if layout else (str(path), None)
-    return Dictionary(**tensors, name=name, average_l0=l0)
-
-
-def save_npz(dictionary: Dictionary, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Write `dictionary` as Gemma Scope does: five float32 arrays in one uncompressed npz file.
-
-    Makes the folders above `path`; the same dictionary gives the same bytes.
-
-    Raises:
-        UserError: `path` cannot be written, or exists and `overwrite` is false.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {path.parent}: {error.strerror}") from error
-    buffer = io.BytesIO()
-    arrays = {key: array.detach().float().cpu().numpy() for key, array in dictionary.arrays.items()}
-    np.savez(buffer, allow_pickle=False, **arrays)
-    return write_atomically(path, buffer.getvalue(), overwrite=overwrite)
-
-
-def _check_is_zip(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            start = file.read(64)
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}; give the path of a params.npz"
-        ) from error
-    if start.startswith(b"\x93NUMPY"):
-        raise UserError(f"{path} is a bare .npy array; save the five arrays with numpy.savez")
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a Git LFS pointer; fetch the file itself with git lfs pull")
-    if start and not start.startswith(b"PK"):
-        raise UserError(f"{path} is not an npz file; save the five arrays with numpy.savez")
-    if not zipfile.is_zipfile(path):
-        raise _damaged(path)
-
-
-@contextmanager
-def _damage_reported(path: Path) -> Iterator[None]:
-    """What zipfile, zlib and numpy raise on damaged bytes, as one sentence."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:
-        raise _damaged(path) from error
-
-
-def _damaged(path: Path) -> UserError:
-    return UserError(f"{path} is truncated or corrupt; delete it and fetch or save it again")
-
-
-def _check_headers(archive: zipfile.ZipFile, path: Path) -> None:
-    """Refuse a file by what its arrays say they are, before any of their data is read."""
-    present = [name.removesuffix(".npy") for name in archive.namelist()]
-    missing = [key for key in ARRAYS if key not in present]
-    unknown = [key for key in present if key not in ARRAYS]
-    if missing or unknown:
-        wrong = [f"lacks {', '.join(missing)}"] if missing else []
-        wrong += [f"holds an unknown {', '.join(unknown)}"] if unknown else []
-        raise UserError(
-            f"{path} {' and '.join(wrong)}; its arrays are {', '.join(present) or 'none'}, "
-            f"a JumpReLU dictionary's are {', '.join(ARRAYS)}"
-        )
-    shapes = {}
-    for key in ARRAYS:
-        shapes[key], dtype = _header(archive, key)
-        if dtype.hasobject:
-            raise UserError(
-                f"{path}: {key} holds Python objects and would need unpickling, which can run "
-                "code; save it as a plain float32 array"
-            )
-        if dtype.kind != "f" or dtype.itemsize > 8:
-            raise UserError(f"{path}: {key} is {dtype}; save it as a float32 array")
-        if archive.getinfo(f"{key}.npy").file_size < math.prod(shapes[key]) * dtype.itemsize:
-            raise _damaged(path)
-    _check_shapes(shapes, path)
-
-
-def _header(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], np.dtype]:
-    with archive.open(f"{key}.npy") as member:
-        version = np.lib.format.read_magic(member)
-        readers = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
+        moved = {
+            key: array.to(device=device, dtype=dtype_of(key, dtype))
+            for key, array in self.arrays.items()
         }
-        shape, _, dtype = readers[version](member)
-    return shape, dtype
+        if dtype is not None:
+            for key, array in moved.items():
+                check_finite(key, array, self.name)
+        return replace(self, **moved)
 
 
-def _tensor(array: np.ndarray) -> Tensor:
-    native = array.dtype.newbyteorder("=")  # torch takes no other
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=native))
+def dtype_of(key: str, dtype: torch.dtype | None) -> torch.dtype | None:
+    """The dtype that the array `key` has in a dictionary of `dtype`."""
+    if dtype is None or key in MATRICES:
+        return dtype
+    return torch.promote_types(dtype, torch.float32)
 
 
-def _check_shapes(shapes: Mapping[str, tuple[int, ...]], name: str | Path) -> None:
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], name: object) -> None:
+    """Refuse the arrays of the dictionary `name` by their shapes."""
     d_in, d_sae = shapes["W_enc"] if len(shapes["W_enc"]) == 2 else ("d_in", "d_sae")
     d_out = shapes["W_dec"][-1] if len(shapes["W_dec"]) == 2 else "d_out"
     expected = {
@@ -273,10 +173,12 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]], name: str | Path) -> No
         "W_dec": (d_sae, d_out),
         "b_dec": (d_out,),
     }
+    if "W_skip" in shapes:
+        expected["W_skip"] = (d_in, d_out)
     if shapes != expected or any(0 in shape for shape in shapes.values()):
         lines = [
-            f"{key} {_brackets(shapes[key])} (expected {_brackets(expected[key])})"
-            for key in ARRAYS
+            f"{key} {_brackets(shapes[key])} (expected {_brackets(shape)})"
+            for key, shape in expected.items()
         ]
         raise UserError(
             f"{name}: shapes that do not agree: {', '.join(lines)}, with no size 0, "
@@ -288,7 +190,8 @@ def _brackets(shape: tuple[int | str, ...]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
-def _check_finite(key: str, array: Tensor, name: str) -> None:
+def check_finite(key: str, array: Tensor, name: object) -> None:
+    """Refuse the dictionary `name` for NaN or infinity in its array `key`."""
     low, high = array.detach().aminmax()  # NaN wins both; unlike isfinite() needs no second array
     if not (low.isfinite() and high.isfinite()):
         n_bad = int((~array.isfinite()).sum())

@@ -18,8 +18,9 @@ import torch
 from tqdm import tqdm
 from transformers import Gemma2ForCausalLM
 
-from circuits.dictionaries import Dictionary, save_npz
+from circuits.dictionaries import Dictionary
 from circuits.files import write_atomically
+from circuits.npz import save_npz
 from circuits.sites import KINDS, Site
 from experiments.tiny.activations import collect
 from experiments.tiny.jumprelu import Recipe, fit

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from circuits.dictionaries import Dictionary, save_npz
+from circuits.dictionaries import Dictionary
+from circuits.npz import save_npz
 
 D_IN, D_SAE = 6, 10
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from circuits.dictionaries import ARRAYS, Dictionary
 from circuits.errors import UserError
+from circuits.sites import Site
+from circuits.store import DictionaryStore
 from tests.circuits.small_dictionaries import as_dictionary, random_arrays
 
 FIXTURE = Path(__file__).parent / "fixtures" / "saelens_jumprelu.npz"
@@ -97,7 +99,8 @@ def test_bfloat16_agrees_with_float32_up_to_rounding():
     dictionary = as_dictionary(random_arrays(d_in=64, d_sae=128, d_out=64))
     x = torch.randn(10, 64, generator=torch.Generator().manual_seed(1))
     small = dictionary.to(dtype=torch.bfloat16)
-    assert {a.dtype for a in small.arrays.values()} == {torch.bfloat16}
+    assert small.W_enc.dtype == small.W_dec.dtype == torch.bfloat16
+    assert torch.equal(small.threshold, dictionary.threshold), "rounded ones switch latents"
     full, half = dictionary.pre_acts(x), small.pre_acts(x.bfloat16()).float()
     assert (full - half).norm() / full.norm() < 0.01
 
@@ -135,7 +138,7 @@ def test_values_that_are_not_finite_are_refused(key, value):
     arrays = random_arrays()
     arrays[key].flat[-1] = value
     with pytest.raises(UserError, match=f"1 of the .* values of {key} are NaN or infinite"):
-        as_dictionary(arrays)
+        DictionaryStore({Site(0, "mlp"): as_dictionary(arrays)})
 
 
 def test_overflow_on_conversion_is_refused():

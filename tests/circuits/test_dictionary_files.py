@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from circuits.dictionaries import ARRAYS, load_npz, save_npz
+from circuits.dictionaries import ARRAYS
 from circuits.errors import UserError
+from circuits.npz import load_npz, save_npz
 from tests.circuits.small_dictionaries import as_dictionary, random_arrays
 
 

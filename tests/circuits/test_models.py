@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from circuits import Site, UserError, load, load_gemma
-from circuits.dictionaries import save_npz
+from circuits.npz import save_npz
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ def test_a_folder_that_is_no_model(tmp_path):
 
 
 def test_another_architecture(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(UserError, match="type 'llama'; only gemma2"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    with pytest.raises(UserError, match="type 'mamba'; give one of type gemma2, llama"):
         load_gemma(str(tmp_path))
 
 
