@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from circuits.errors import UserError
+from circuits.families import Family, family_of
 
 ForwardHook = tuple[str, Callable[..., Any]]
 
@@ -51,40 +51,23 @@ def freeze_hooks(bridge: Any, freeze: Freeze) -> list[ForwardHook]:
                 (f"blocks.{layer}.attn.hook_pattern", lambda pattern, hook: pattern.detach())
             )
     if freeze.norms:
-        for name, norm in _norms(bridge):
-            hooks += _freeze_norm(name, norm)
+        family = family_of(bridge.original_model)
+        for name, norm in family.norms_of(bridge.original_model).items():
+            hooks += _freeze_norm(family, name, norm)
     return hooks
 
 
-def _norms(bridge: Any) -> list[tuple[str, Any]]:
-    """Every RMS norm by its TransformerLens name, with its Hugging Face module."""
-    model = bridge.original_model.model
-    norms = [("ln_final", model.norm)]
-    for layer, block in enumerate(model.layers):
-        norms += [
-            (f"blocks.{layer}.ln1", block.input_layernorm),
-            (f"blocks.{layer}.ln1_post", block.post_attention_layernorm),
-            (f"blocks.{layer}.ln2", block.pre_feedforward_layernorm),
-            (f"blocks.{layer}.ln2_post", block.post_feedforward_layernorm),
-        ]
-    return norms
-
-
-def _freeze_norm(name: str, norm: Any) -> list[ForwardHook]:
+def _freeze_norm(family: Family, name: str, norm: Any) -> list[ForwardHook]:
     """Replace a norm's output by the same values with a detached scale.
 
     TransformerLens' own `hook_scale` is not used: across versions it is ignored or rounded.
     """
-    inner = getattr(norm, "_original_component", norm)
     held: dict[str, Tensor] = {}
 
     def keep(x: Tensor, hook: Any) -> None:
         held["x"] = x
 
     def replace(_: Tensor, hook: Any) -> Tensor:
-        x = held.pop("x")
-        wide = x.float()  # Hugging Face's order of operations, so that the bits agree
-        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + inner.eps).detach()
-        return (wide * scale * (1.0 + inner.weight.float())).type_as(x)
+        return family.frozen_norm(norm, held.pop("x"))
 
     return [(f"{name}.hook_in", keep), (f"{name}.hook_out", replace)]

@@ -1,20 +1,20 @@
-"""Gemma 2 through TransformerLens: by the name of a size, or from a Hugging Face folder."""
+"""A model through TransformerLens: by the name of a Gemma 2, or from a Hugging Face folder."""
 
 from __future__ import annotations
 
 import json
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from circuits.errors import UserError
-from circuits.hub import hub_error
+from circuits.families import families
+from circuits.hub import Revision, download_model
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import Gemma2Config
 
 BUNDLED = Path(__file__).parent / "bundled"
 """Models that ship with the project: a folder each, with `model/`, `dictionaries/`, `texts.txt`."""
@@ -36,16 +36,22 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def model_folder(name: str) -> Path:
+def model_folder(name: str, revision: Revision = None) -> Path:
     """The folder with the weights of `name`, downloaded to the Hugging Face cache if need be.
 
+    `commit_of(folder)` is the commit it was taken from.
+
     Raises:
-        UserError: no such model, or the hub refuses or cannot be reached.
+        UserError: no such model, the hub refuses or cannot be reached, or a file is damaged.
     """
+    if revision is not None and name not in HUB_MODELS:
+        raise UserError(
+            f"{name} is not fetched from the hub, so it has no revision {revision!r}; leave it out"
+        )
     if name in bundled_models():
         return BUNDLED / name / "model"
     if name in HUB_MODELS:
-        return _download(HUB_MODELS[name])
+        return download_model(HUB_MODELS[name], revision=revision)
     if Path(name).is_dir():
         return Path(name)
     known = ", ".join([*bundled_models(), *HUB_MODELS])
@@ -57,22 +63,27 @@ def load_gemma(
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    revision: Revision = None,
 ) -> TransformerBridge:
-    """Gemma 2 as a TransformerLens bridge, gradients of its parameters off.
+    """Gemma 2, or a model of another family, as a TransformerLens bridge without gradients.
+
+    Gradients of its parameters are off; those of activations are left to the caller.
 
     Args:
         name: `tiny` (bundled), `gemma-2-2b`, `-9b`, `-27b` or their `-it` forms (from the Hugging
-            Face hub, with your own access), or a folder in Hugging Face's format.
+            Face hub, with your own access), or a folder in Hugging Face's format with a model of
+            any family in `circuits.families`.
         device: CUDA when there is one, by default.
         dtype: The one the weights are stored in, by default.
+        revision: A commit, tag or branch of the model's repository; `main` by default.
 
     Raises:
-        UserError: the model cannot be found, reached or read, or is not a Gemma 2.
+        UserError: the model cannot be found, reached or read, or is of no family known here.
     """
     from transformer_lens.model_bridge import TransformerBridge  # takes seconds: only when needed
 
     _check_device(device, dtype)
-    folder = model_folder(name)
+    folder = model_folder(name, revision)
     config = _read_config(folder)
     if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model")):
         raise UserError(f"{folder} has no tokenizer.json; save the model's tokenizer there too")
@@ -107,13 +118,13 @@ def _check_device(device: str | torch.device | None, dtype: torch.dtype | None) 
         raise UserError(f"device={str(device)!r} cannot be used: {reason}; try cpu") from error
 
 
-def gemma_config(bridge: TransformerBridge) -> Gemma2Config:
+def model_config(bridge: TransformerBridge) -> Any:
     """The Hugging Face configuration of the model below a bridge."""
-    return cast("Gemma2Config", bridge.original_model.config)
+    return bridge.original_model.config
 
 
 def _read_config(folder: Path) -> dict:
-    """`config.json` of a Gemma 2 folder."""
+    """`config.json` of a folder with a model of a family known here."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
@@ -121,21 +132,12 @@ def _read_config(folder: Path) -> dict:
         raise UserError(f"{folder} has no config.json; name a Hugging Face model folder") from None
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); download or save it again") from None
-    if config.get("model_type") != "gemma2":
+    if config.get("model_type") not in families():
         raise UserError(
-            f"{folder} holds a model of type {config.get('model_type')!r}; only gemma2 is supported"
+            f"{folder} holds a model of type {config.get('model_type')!r}; "
+            f"give one of type {', '.join(families())}"
         )
     return config
-
-
-def _download(repo: str) -> Path:
-    """Weights, configuration and tokenizer of `repo` in the Hugging Face cache."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors", "*.model"]))
-    except Exception as error:  # of whichever HTTP library the hub's client uses
-        raise hub_error(error, repo, "the files") from error
 
 
 @contextmanager

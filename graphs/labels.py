@@ -2,11 +2,12 @@
 
 1. *Promoted words.* The latent's direction in the residual stream, read through the unembedding:
 
-       logits = ((1 + w_final) * direction) @ W_E.T
-       direction = W_dec[latent]                              at resid and mlp
-       direction = (1 + w_post) * (W_O @ W_dec[latent])       at attn
+       logits = (g_final * direction) @ W_U
+       direction = W_dec[latent]                           at resid and mlp
+       direction = g_post * (W_O @ W_dec[latent])          at attn
 
-   with `w` the gains of the final and the post-attention norm. This is a linear approximation: it
+   with `g` the gains of the final norm and, in families that have one, of the norm after attention
+   (in Gemma 1 plus the stored weight). This is a linear approximation: it
    knows the straight path to the output alone, leaves the norms' scales out (they do not change
    the order of the words), and is least to be trusted in early layers.
 2. *Words it fires on.* Tokens by the latent's mean activation over all their occurrences in a set
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from circuits import Dictionary, LatentNode, Site, SplicedModel
 from circuits.errors import UserError
+from circuits.families import family_of
 from graphs.graph import AttributionGraph, plural
 from graphs.text import visible
 
@@ -92,11 +94,9 @@ def promoted_logits(model: SplicedModel, site: Site, latents: Sequence[int]) -> 
     """
     huggingface: Any = model.bridge.original_model
     direction = model.dictionaries[site].W_dec[list(latents)].float()
-    if site.kind == "attn":
-        block = huggingface.model.layers[site.layer]
-        direction = direction @ _weight(block.self_attn.o_proj).float().T
-        direction = direction * (1 + _weight(block.post_attention_layernorm).float())
-    direction = direction * (1 + _weight(huggingface.model.norm).float())
+    family = family_of(huggingface)
+    gain = family.gain(family.norms_of(huggingface)["ln_final"])
+    direction = family.to_residual(huggingface, site, direction) * gain
     return direction @ huggingface.get_output_embeddings().weight.float().T
 
 
@@ -134,9 +134,9 @@ def _latents_by_site(model: SplicedModel, latents: Iterable[LatentNode]) -> dict
 
 
 def _check_latent(model: SplicedModel, node: LatentNode) -> None:
-    dictionary = model.dictionaries.get(node.site)
-    if dictionary is None or node.latent >= dictionary.d_sae:
-        has = f"{dictionary.d_sae} latents there" if dictionary else model.describe_sites()
+    there = model.dictionaries.summary(node.site) if node.site in model.dictionaries else None
+    if there is None or node.latent >= there.d_sae:
+        has = f"{there.d_sae} latents there" if there else model.describe_sites()
         raise UserError(
             f"{model.name} has no {node} (it has {has}); "
             "give the model and dictionaries that the graph was traced on"
@@ -172,8 +172,3 @@ def _top_words(model: SplicedModel, scores: Tensor) -> list[str]:
         if value > 0 and word and word not in words:
             words.append(word)
     return words[:N_WORDS]
-
-
-def _weight(module: Any) -> Tensor:
-    """The weight of a Hugging Face module that the bridge may have wrapped."""
-    return getattr(module, "_original_component", module).weight

@@ -1,4 +1,4 @@
-"""The models that tests share: a random Gemma 2 with random dictionaries, and the bundled one."""
+"""The models that tests share: random ones with random dictionaries, and the bundled one."""
 
 import os
 
@@ -10,6 +10,7 @@ import pytest
 
 from circuits import SplicedModel, load, load_gemma, splice
 from tests.random_gemma import random_dictionaries, save_random_gemma
+from tests.random_llama import save_random_llama
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +21,16 @@ def gemma_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bridge(gemma_folder: Path):
     return load_gemma(str(gemma_folder), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def llama_bridge(llama_folder: Path):
+    return load_gemma(str(llama_folder), device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -23,11 +23,16 @@ METRIC = logit_diff("w3", "w4")
 CHOICES = [KINDS, ("attn", "mlp"), ("mlp", "resid"), ("attn",), ("mlp",), ("resid",)]
 
 
+@pytest.fixture(scope="module", params=["bridge", "llama_bridge"], ids=["gemma2", "llama"])
+def some_bridge(request):
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module", params=CHOICES, ids="+".join)
-def some(request, bridge):
-    """The model with some kinds of site spliced."""
+def some(request, some_bridge):
+    """A model with some kinds of site spliced."""
     chosen = {s: d for s, d in random_dictionaries().items() if s.kind in request.param}
-    return splice(bridge, chosen, name="random")
+    return splice(some_bridge, chosen, name="random")
 
 
 def is_target(node):
@@ -88,9 +93,9 @@ def clean_values(model, ids, freeze):
         kept[hook.name] = x.detach()
 
     names = [n for n in model.bridge.hook_dict if n.endswith((".hook_pattern", ".hook_in"))]
-    norms = ("ln1", "ln1_post", "ln2", "ln2_post", "ln_final")
+    norms = [n.removesuffix("_normalized") for n in model.bridge.hook_dict if "_normalized" in n]
     patterns = [n for n in names if n.endswith(".hook_pattern") and freeze.attention]
-    inputs = [n for n in names if n.split(".")[-2] in norms and freeze.norms]
+    inputs = [n for n in names if n.removesuffix("_in") in norms and freeze.norms]
     names = [*patterns, *inputs]
     with model.bridge.hooks(fwd_hooks=[(n, keep) for n in names]), torch.no_grad():
         model.bridge(ids)
@@ -105,7 +110,8 @@ def held(model, kept):
             hooks.append((name, lambda x, hook, clean=clean: clean))
             continue
         norm = name.removesuffix(".hook_in")
-        factor = torch.rsqrt(clean.pow(2).mean(-1, keepdim=True) + 1e-6)
+        eps = model.config.rms_norm_eps
+        factor = torch.rsqrt(clean.pow(2).mean(-1, keepdim=True) + eps)
         inputs = {}
         hooks.append((name, lambda x, hook, inputs=inputs: inputs.update(x=x)))
 
@@ -117,17 +123,10 @@ def held(model, kept):
 
 
 def gain(model, norm):
-    hf = model.bridge.original_model.model
-    if norm == "ln_final":
-        return 1 + hf.norm.weight
-    _, layer, name = norm.split(".")
-    long = {
-        "ln1": "input_layernorm",
-        "ln1_post": "post_attention_layernorm",
-        "ln2": "pre_feedforward_layernorm",
-        "ln2_post": "post_feedforward_layernorm",
-    }
-    return 1 + getattr(hf.layers[int(layer)], long[name]).weight
+    """What the Hugging Face module multiplies a vector of ones by."""
+    module = model.bridge.get_submodule(norm).original_component
+    ones = torch.ones(model.config.hidden_size)
+    return module(ones) * (1 + model.config.rms_norm_eps) ** 0.5
 
 
 def vector_of(node, sources):

@@ -1,0 +1,90 @@
+"""Where each family of models has its sites: one file a family, found by being in this package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+from torch import Tensor
+
+from circuits.sites import Site
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the rest of the project must know of a family of models.
+
+    A path is Hugging Face's name of a module; `{layer}` stands for a layer's number.
+
+    Attributes:
+        model_type: As `config.json` has it.
+        title: For messages: `Gemma 2`.
+        hook_points: TransformerLens' name of each kind of site; at `attn` the tensor there is
+            `[batch, pos, head, d_head]`, elsewhere `[batch, pos, d]`.
+        widths: Numbers a position at each kind of site, from the model's configuration.
+        norms: The path of every norm, by its TransformerLens name; the last one is `ln_final`.
+        frozen_norm: What a norm makes of `x` with its scale held constant in the backward pass;
+            bit for bit what Hugging Face's module gives, hence in its order of operations.
+        gain: What a norm multiplies each coordinate by, `[d_model]`, float32.
+        attn_out: The path of the linear map from the site `attn` towards the residual.
+        attn_out_norm: The TransformerLens name of a norm after it, if there is one.
+    """
+
+    model_type: str
+    title: str
+    hook_points: Mapping[str, str]
+    widths: Callable[[Any], Mapping[str, int]]
+    norms: Mapping[str, str]
+    frozen_norm: Callable[[Any, Tensor], Tensor]
+    gain: Callable[[Any], Tensor]
+    attn_out: str
+    attn_out_norm: str | None = None
+
+    def hook_point(self, site: Site) -> str:
+        """TransformerLens' name of `site`."""
+        return self.hook_points[site.kind].format(layer=site.layer)
+
+    def norms_of(self, huggingface: Any) -> dict[str, Any]:
+        """Every norm of a model by its TransformerLens name."""
+        n_layers = huggingface.config.num_hidden_layers
+        return {
+            name.format(layer=layer): _module(huggingface, path.format(layer=layer))
+            for name, path in self.norms.items()
+            for layer in (range(n_layers) if "{layer}" in name else (0,))
+        }
+
+    def to_residual(self, huggingface: Any, site: Site, directions: Tensor) -> Tensor:
+        """What `directions [n, width]` at a site add to the residual stream, `[n, d_model]`.
+
+        Up to a positive factor each, where a norm lies between: its scale is left out.
+        """
+        if site.kind != "attn":
+            return directions
+        W_O = _module(huggingface, self.attn_out.format(layer=site.layer)).weight
+        written = directions @ W_O.to(directions.dtype).T
+        if self.attn_out_norm is None:
+            return written
+        norm = self.norms_of(huggingface)[self.attn_out_norm.format(layer=site.layer)]
+        return written * self.gain(norm)
+
+
+def families() -> dict[str, Family]:
+    """Every family there is, by model type: the `FAMILY` of each module of this package."""
+    modules = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
+    return {module.FAMILY.model_type: module.FAMILY for module in modules}
+
+
+def family_of(huggingface: Any) -> Family:
+    """The family of a Hugging Face model."""
+    return families()[huggingface.config.model_type]
+
+
+def _module(huggingface: Any, path: str) -> Any:
+    """The Hugging Face module at `path`, also where TransformerLens has wrapped it."""
+    module = huggingface
+    for name in path.split("."):
+        module = module[int(name)] if name.isdigit() else getattr(module, name)
+    return getattr(module, "_original_component", module)

@@ -1,0 +1,48 @@
+"""Gemma 2: a norm before and after each sublayer, gains stored as an offset from 1."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuits.families import Family
+
+
+def widths(config: Any) -> dict[str, int]:
+    residual = config.hidden_size
+    heads = config.num_attention_heads * config.head_dim
+    return {"embed": residual, "attn": heads, "mlp": residual, "resid": residual}
+
+
+def frozen_norm(norm: Any, x: Tensor) -> Tensor:
+    wide = x.float()
+    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.eps).detach()
+    return (wide * scale * (1.0 + norm.weight.float())).type_as(x)  # rounded last
+
+
+def gain(norm: Any) -> Tensor:
+    return 1 + norm.weight.float()
+
+
+FAMILY = Family(
+    model_type="gemma2",
+    title="Gemma 2",
+    hook_points={
+        "embed": "embed.hook_out",  # scaled by sqrt(d_model)
+        "attn": "blocks.{layer}.attn.hook_z",
+        "mlp": "blocks.{layer}.hook_mlp_out",  # the output of ln2_post
+        "resid": "blocks.{layer}.hook_resid_post",
+    },
+    widths=widths,
+    norms={
+        "blocks.{layer}.ln1": "model.layers.{layer}.input_layernorm",
+        "blocks.{layer}.ln1_post": "model.layers.{layer}.post_attention_layernorm",
+        "blocks.{layer}.ln2": "model.layers.{layer}.pre_feedforward_layernorm",
+        "blocks.{layer}.ln2_post": "model.layers.{layer}.post_feedforward_layernorm",
+        "ln_final": "model.norm",
+    },
+    frozen_norm=frozen_norm,
+    gain=gain,
+    attn_out="model.layers.{layer}.self_attn.o_proj",
+    attn_out_norm="blocks.{layer}.ln1_post",
+)

@@ -1,0 +1,45 @@
+"""Llama 2 and 3: a norm before each sublayer and none after it, no soft-caps."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuits.families import Family
+
+
+def widths(config: Any) -> dict[str, int]:
+    residual = config.hidden_size
+    heads = config.num_attention_heads * config.head_dim
+    return {"embed": residual, "attn": heads, "mlp": residual, "resid": residual}
+
+
+def frozen_norm(norm: Any, x: Tensor) -> Tensor:
+    wide = x.float()
+    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).detach()
+    return norm.weight * (wide * scale).type_as(x)  # rounded before the gain
+
+
+def gain(norm: Any) -> Tensor:
+    return norm.weight.float()
+
+
+FAMILY = Family(
+    model_type="llama",
+    title="Llama",
+    hook_points={
+        "embed": "embed.hook_out",
+        "attn": "blocks.{layer}.attn.hook_z",
+        "mlp": "blocks.{layer}.hook_mlp_out",  # the MLP's own output
+        "resid": "blocks.{layer}.hook_resid_post",
+    },
+    widths=widths,
+    norms={
+        "blocks.{layer}.ln1": "model.layers.{layer}.input_layernorm",
+        "blocks.{layer}.ln2": "model.layers.{layer}.post_attention_layernorm",
+        "ln_final": "model.norm",
+    },
+    frozen_norm=frozen_norm,
+    gain=gain,
+    attn_out="model.layers.{layer}.self_attn.o_proj",
+)
