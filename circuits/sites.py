@@ -8,7 +8,10 @@ from functools import total_ordering
 from circuits.errors import UserError
 
 KINDS = ("attn", "mlp", "resid")
-"""Kinds of site, in the order in which a layer passes them."""
+"""Kinds of site that are spliced in by default, in the order in which a layer passes them."""
+
+ALL_KINDS = ("embed", "attn", "transcoder", "mlp", "resid")
+"""Every kind of site, in the order of the forward pass."""
 
 
 @total_ordering
@@ -19,17 +22,21 @@ class Site:
     Attributes:
         layer: Counted from 0.
         kind: `attn` (head outputs, concatenated, before `W_O`), `mlp` (what the MLP adds to the
-            residual, after the post-feedforward norm) or `resid` (the residual after the layer).
+            residual, after the post-feedforward norm), `resid` (the residual after the layer),
+            `embed` (the scaled embedding; there is one, `embed.0`, before the first layer) or
+            `transcoder` (reads the MLP's normalised input, writes what `mlp` does).
     """
 
     layer: int
     kind: str
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UserError(f"no kind of site {self.kind!r}; the kinds are {', '.join(KINDS)}")
+        if self.kind not in ALL_KINDS:
+            raise UserError(f"no kind of site {self.kind!r}; the kinds are {', '.join(ALL_KINDS)}")
         if self.layer < 0:
             raise UserError(f"no layer {self.layer}; layers count from 0")
+        if self.kind == "embed" and self.layer > 0:
+            raise UserError(f"no site embed.{self.layer}; the embedding is embed.0")
 
     def __str__(self) -> str:
         return f"{self.kind}.{self.layer}"
@@ -39,13 +46,7 @@ class Site:
 
     @property
     def order(self) -> tuple[int, int]:
-        return self.layer, KINDS.index(self.kind)
-
-    @property
-    def hook_point(self) -> str:
-        """TransformerLens' name; for `attn` the tensor there is `[batch, pos, head, d_head]`."""
-        name = {"attn": "attn.hook_z", "mlp": "hook_mlp_out", "resid": "hook_resid_post"}
-        return f"blocks.{self.layer}.{name[self.kind]}"
+        return self.layer, ALL_KINDS.index(self.kind)
 
     @classmethod
     def parse(cls, text: str) -> "Site":
@@ -63,8 +64,10 @@ def check_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
         UserError: a kind that does not exist, or none at all.
     """
     kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
-    unknown = [kind for kind in kinds if kind not in KINDS]
+    unknown = [kind for kind in kinds if kind not in ALL_KINDS]
     if unknown or not kinds:
         came = ", ".join(map(repr, unknown)) or "none"
-        raise UserError(f"no kind of site {came}; choose from {', '.join(KINDS)}")
-    return tuple(kind for kind in KINDS if kind in kinds)
+        raise UserError(
+            f"no kind of site {came}; choose from {', '.join(KINDS)}, embed, transcoder"
+        )
+    return tuple(kind for kind in ALL_KINDS if kind in kinds)

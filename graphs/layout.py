@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, Node, TokenNode
-from circuits.sites import KINDS, Site
+from circuits.sites import ALL_KINDS, Site
 from graphs.graph import AttributionGraph
 from graphs.text import visible, width
 
@@ -145,7 +145,7 @@ def _row_name(row: tuple) -> tuple[str, int | None]:
         return "tokens", None
     if row[0] == math.inf:
         return "output", None
-    return str(Site(row[0], KINDS[row[1]])), row[0]
+    return str(Site(row[0], ALL_KINDS[row[1]])), row[0]
 
 
 def _columns(lines: dict[tuple, list[list[Node]]], graph: AttributionGraph) -> dict[int, Band]:

@@ -26,19 +26,31 @@ class Hub:
 
     Attributes:
         url: What `HF_ENDPOINT` should be.
+        repositories: The folder that each repository's `main` is now; change it for a new commit.
+        older: Folders that were a repository's `main` before; their commits are still answered.
+        tags: Of a repository, the folder that each tag names.
         failures: Repository name to the status that every request for it is answered with;
             change it at any time. 403 answers as a gated repository does.
         token: When set, a request without it is answered with 401.
-        cut: Bodies of files stop after so many bytes, as a broken connection does.
+        cut: Each body of a file stops after so many bytes, as a broken connection does.
+        broken_at: No byte of a file from this one on is ever sent.
+        delay: Seconds that every answer waits.
         requests: Method and path of every request so far.
+        ranges: Path and `Range` of every request for a part of a file so far.
     """
 
     def __init__(self, repositories: Mapping[str, Path]) -> None:
         self.repositories = {name: Path(folder) for name, folder in repositories.items()}
+        self.older: dict[str, list[Path]] = {}
+        self.tags: dict[str, dict[str, Path]] = {}
         self.failures: dict[str, int] = {}
         self.token: str | None = None
         self.cut: int | None = None
+        self.broken_at: int | None = None
+        self.delay = 0.0
         self.requests: list[tuple[str, str]] = []
+        self.ranges: list[tuple[str, str]] = []
+        self.closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -48,6 +60,7 @@ class Hub:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closing.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -68,11 +81,19 @@ class Hub:
             "no_proxy": "127.0.0.1",
         }
 
-    def commit(self, repo: str) -> str:
-        """The hash of `repo`'s one commit: of the names and contents of its files."""
-        folder = self.repositories[repo]
-        names = [f"{path.relative_to(folder)}:{_digest(path)}" for path in _files(folder)]
-        return hashlib.sha1("\n".join(names).encode()).hexdigest()
+    def commit(self, repo: str, revision: str | None = None) -> str:
+        """The hash of a commit of `repo`: of the names and contents of its files."""
+        folder = self.folder(repo, revision)
+        assert folder is not None, f"{repo} has no {revision}"
+        return _commit(folder)
+
+    def folder(self, repo: str, revision: str | None) -> Path | None:
+        """What `repo` holds at a commit, a tag or `main`; `None` for an unknown revision."""
+        if revision in (None, "main"):
+            return self.repositories[repo]
+        folders = [self.repositories[repo], *self.older.get(repo, ())]
+        named = {_commit(folder): folder for folder in folders} | self.tags.get(repo, {})
+        return named.get(revision)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -95,6 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path))
+        self.hub.closing.wait(self.hub.delay)
         match = RESOLVE.fullmatch(path) or API.fullmatch(path)
         if match is None:
             return self._refuse(404, "EntryNotFound")
@@ -111,42 +133,50 @@ class _Handler(BaseHTTPRequestHandler):
         if repo not in self.hub.repositories:
             # the real hub hides what is private: 401 without a token
             return self._refuse(404 if "Authorization" in self.headers else 401, "RepoNotFound")
-        if match["revision"] not in (None, "main", self.hub.commit(repo)):
+        folder = self.hub.folder(repo, match["revision"])
+        if folder is None:
             return self._refuse(404, "RevisionNotFound")
         if match.re is RESOLVE:
-            return self._file(repo, match["file"])
+            return self._file(folder, match["file"])
         if match["what"] == "tree":
-            return self._tree(repo, match["folder"])
-        return self._info(repo)
+            return self._tree(folder, match["folder"])
+        return self._info(folder, repo)
 
-    def _file(self, repo: str, name: str) -> None:
-        path = self.hub.repositories[repo] / name
+    def _file(self, folder: Path, name: str) -> None:
+        path = folder / name
         if not path.is_file():
-            return self._refuse(404, "EntryNotFound", commit=self.hub.commit(repo))
+            return self._refuse(404, "EntryNotFound", commit=_commit(folder))
         body = path.read_bytes()
         headers = {
             "ETag": f'"{_digest(path)}"',
-            "X-Repo-Commit": self.hub.commit(repo),
+            "X-Repo-Commit": _commit(folder),
             "Accept-Ranges": "bytes",
         }
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if span is None:
-            return self._send(200, body, headers, cut=self.hub.cut)
+            return self._send(200, body, headers, cut=self._cut(0))
+        self.hub.ranges.append((unquote(urlsplit(self.path).path), span[0]))
         start, stop = int(span[1]), int(span[2]) + 1 if span[2] else len(body)
         if start >= len(body):
             headers["Content-Range"] = f"bytes */{len(body)}"
             return self._send(416, b"", headers)
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(body)}"
-        return self._send(206, body[start:stop], headers, cut=self.hub.cut)
+        return self._send(206, body[start:stop], headers, cut=self._cut(start))
 
-    def _info(self, repo: str) -> None:
-        folder = self.hub.repositories[repo]
+    def _cut(self, start: int) -> int | None:
+        """How many bytes from `start` on are sent; `None` for all."""
+        cut, end = self.hub.cut, self.hub.broken_at
+        left = [cut] if cut is not None else []
+        left += [max(0, end - start)] if end is not None else []
+        return min(left, default=None)
+
+    def _info(self, folder: Path, repo: str) -> None:
         siblings = [{"rfilename": p.relative_to(folder).as_posix()} for p in _files(folder)]
         info = {
             "_id": "0" * 24,
             "id": repo,
             "modelId": repo,
-            "sha": self.hub.commit(repo),
+            "sha": _commit(folder),
             "private": False,
             "gated": False,
             "disabled": False,
@@ -157,10 +187,9 @@ class _Handler(BaseHTTPRequestHandler):
         }
         self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 
-    def _tree(self, repo: str, below: str | None) -> None:
-        folder = self.hub.repositories[repo]
+    def _tree(self, folder: Path, below: str | None) -> None:
         if below is not None and not (folder / below).is_dir():
-            return self._refuse(404, "EntryNotFound", commit=self.hub.commit(repo))
+            return self._refuse(404, "EntryNotFound", commit=_commit(folder))
         entries = [
             {
                 "type": "file",
@@ -185,10 +214,18 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in headers.items():
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body[:cut])
-            self.close_connection = cut is not None and cut < len(body)
+        try:
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body[:cut])
+                self.close_connection = cut is not None and cut < len(body)
+        except ConnectionError:  # a client that did not wait
+            self.close_connection = True
+
+
+def _commit(folder: Path) -> str:
+    names = [f"{path.relative_to(folder)}:{_digest(path)}" for path in _files(folder)]
+    return hashlib.sha1("\n".join(names).encode()).hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,5 +1,8 @@
 """The public call fetches from a hub what it needs, once; what goes wrong there is one sentence."""
 
+import errno
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +15,13 @@ from huggingface_hub import constants
 
 from circuits.catalogue import catalogue, choose_files
 from circuits.errors import UserError
-from circuits.gemma_scope import gemma_scope
+from circuits.gemma_scope import gemma_scope, locator, scope_files
+from circuits.hub import commit_of, download, list_files, verify
+from circuits.models import load_gemma
+from circuits.npz import load_npz, save_npz
 from circuits.sites import KINDS, Site
 from tests.circuits.hub import Hub
-from tests.circuits.small_dictionaries import put
+from tests.circuits.small_dictionaries import D_IN, dictionary, put
 
 MLP = "google/gemma-scope-2b-pt-mlp"
 
@@ -65,29 +71,23 @@ for site, dictionary in gemma_scope("gemma-2-2b", layers=[0, 1], sites=("mlp",))
 """
 
 
-def test_the_unchanged_call_runs_cold_warm_and_offline(repositories, tmp_path):
-    def run(script: str, *, offline: bool) -> list[str]:
+def test_the_unchanged_call_runs_cold_and_warm(repositories, tmp_path):
+    expected = [
+        "mlp.0 layer_0/width_16k/average_l0_119 119.0 119.0",
+        "mlp.1 layer_1/width_16k/average_l0_105 105.0 105.0",
+    ]
+    with Hub(repositories) as hub:
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", script],
-            env=hub.environment(tmp_path / "home", offline=offline),
+            [sys.executable, "-W", "error", "-c", SCRIPT * 2],
+            env=hub.environment(tmp_path / "home"),
             capture_output=True,
             text=True,
             timeout=120,
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()
-
-    expected = [
-        "mlp.0 layer_0/width_16k/average_l0_119 119.0 119.0",
-        "mlp.1 layer_1/width_16k/average_l0_105 105.0 105.0",
-    ]
-    with Hub(repositories) as hub:
-        assert run(SCRIPT * 2, offline=False) == expected * 2
+        assert done.stdout.splitlines() == expected * 2
         assert len(hub.downloads()) == 2  # the second time found them in the cache
-        n_requests = len(hub.requests)
-        assert run(SCRIPT, offline=True) == expected
-        assert len(hub.requests) == n_requests
 
 
 def test_every_kind_comes_from_its_repository_in_the_order_of_the_sites(hub):
@@ -97,13 +97,27 @@ def test_every_kind_comes_from_its_repository_in_the_order_of_the_sites(hub):
     assert len({path.split("/")[2] for path in hub.downloads()}) == 3
 
 
-def hub_says(**choice) -> str:
+FIRST = "layer_0/width_16k/average_l0_119/params.npz"
+SECOND = "layer_1/width_16k/average_l0_105/params.npz"
+
+
+def hub_says(filename: str = FIRST, **choice) -> str:
     with pytest.raises(UserError) as error:
         load_two(**choice)
     message = str(error.value)
     assert "\n" not in message
-    assert f"cannot fetch layer_0/width_16k/average_l0_119/params.npz of {MLP}" in message
+    assert f"cannot fetch {filename} of {MLP}" in message
     return message
+
+
+def cached(filename: str = FIRST) -> Path:
+    (path,) = Path(constants.HF_HUB_CACHE).glob(f"models--*-mlp/snapshots/*/{filename}")
+    return path
+
+
+def go_offline(monkeypatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    huggingface_hub.close_session()
 
 
 @pytest.mark.parametrize(
@@ -137,10 +151,13 @@ def test_a_file_the_repository_lacks(hub, tmp_path):
     assert "the repository has no such file (404)" in hub_says()
 
 
-def test_offline_without_a_cache(hub, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    huggingface_hub.close_session()
-    assert "not in the cache and offline mode is on; unset HF_HUB_OFFLINE" in hub_says()
+def test_offline_with_nothing_or_a_part_in_the_cache(hub, monkeypatch):
+    gemma_scope("gemma-2-2b", layers=[0], sites=("mlp",))
+    go_offline(monkeypatch)
+    says = "not in the cache and offline mode is on; unset HF_HUB_OFFLINE"
+    assert says in hub_says(SECOND)
+    cached().unlink()
+    assert says in hub_says(FIRST)
 
 
 def test_nothing_listens(hub, monkeypatch):
@@ -149,42 +166,289 @@ def test_nothing_listens(hub, monkeypatch):
     assert "check the connection" in message
 
 
+def test_a_hub_that_never_answers(hub, monkeypatch):
+    load_two()
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.05)
+    monkeypatch.setattr("huggingface_hub.file_download._ETAG_RETRY_TIMEOUT", 0.05)
+    hub.delay = 60
+    assert len(load_two()) == 2
+    cached(SECOND).unlink()
+    assert "ReadTimeout" in (message := hub_says(SECOND))
+    assert "check the connection" in message
+
+
+def test_a_warm_load_asks_once_for_each_repository(hub):
+    first = gemma_scope("gemma-2-2b", layers=[0, 1])
+    n_requests = len(hub.requests)
+    assert list(gemma_scope("gemma-2-2b", layers=[0, 1])) == list(first)
+    assert [method for method, _ in hub.requests[n_requests:]] == ["HEAD"] * 3
+
+
+def test_one_load_takes_one_commit_of_a_repository(hub, repositories, tmp_path):
+    newer = tmp_path / "newer"
+    shutil.copytree(repositories[MLP], newer)
+    (newer / "README.md").write_text("another commit")
+    files = scope_files("gemma-2-2b", sites=("mlp",), layers=[0, 1])
+    locate = locator()
+    commits = [commit_of(locate(files[0]))]
+    hub.older[MLP], hub.repositories[MLP] = [repositories[MLP]], newer
+    commits += [commit_of(locate(files[1])), commit_of(locator()(files[1]))]
+    assert commits == [hub.commit(MLP, commits[0]), commits[0], hub.commit(MLP)]
+    assert commits[0] != commits[2]
+
+
 def test_what_is_cached_needs_no_hub(hub, monkeypatch):
     load_two()
     turn_to("http://127.0.0.1:9", monkeypatch)
     assert len(load_two()) == 2
 
 
-def test_a_connection_cut_half_way_resumes_on_the_next_call(hub):
-    hub.cut = 200
-    try:
-        load_two()
-    except UserError as error:
-        assert "check the connection" in str(error)  # noqa: PT017 - it may also have resumed
-    hub.cut = None
-    assert len(load_two()) == 2
+def test_a_connection_that_breaks_now_and_then_is_taken_up_where_it_broke(hub, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100)  # less than one chunk is dropped
+    hub.cut = 400
+    assert [d.b_dec[0] for d in load_two().values()] == [119, 105]
+    size = cached().stat().st_size
+    starts = range(400, size, 400)
+    assert [span for path, span in hub.ranges if FIRST in path] == [f"bytes={n}-" for n in starts]
 
 
-def test_a_file_damaged_in_the_cache_is_named(hub):
+def test_a_connection_that_breaks_for_good_leaves_what_arrived_whole(hub):
+    small = gemma_scope("gemma-2-2b", layers=[0], sites=("mlp",))
+    hub.broken_at = 200
+    n_downloads = len(hub.downloads())
+    assert "files that arrived whole are kept" in hub_says(SECOND)
+    assert all(SECOND in path for path in hub.downloads()[n_downloads:])
+    assert not list(Path(constants.HF_HUB_CACHE).glob(f"models--*/snapshots/*/{SECOND}"))
+    hub.broken_at = None
+    assert [d.b_dec[0] for d in load_two().values()] == [119, 105]
+    assert cached(SECOND).read_bytes() == (hub.repositories[MLP] / SECOND).read_bytes()
+    assert len(small) == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_a_file_damaged_in_the_cache_is_named_and_fetched_again(hub, damage):
     load_two()
-    (path,) = Path(constants.HF_HUB_CACHE).glob("models--*-mlp/snapshots/*/layer_0/*/*/params.npz")
-    path.resolve().write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="truncated or corrupt; delete it and fetch"):
+    path, whole = cached(), cached().read_bytes()
+    middle = len(whole) // 2
+    path.resolve().write_bytes(
+        whole[:-100]
+        if damage == "truncated"
+        else whole[:middle] + bytes([whole[middle] ^ 16]) + whole[middle + 1 :]
+    )
+    with pytest.raises(UserError) as error:
         load_two()
+    assert f"{path} was not what the hub has" in str(error.value)
+    assert "removed from the cache, load again to fetch it" in str(error.value)
+    n_downloads = len(hub.downloads())
+    assert len(load_two()) == 2
+    assert len(hub.downloads()) == n_downloads + 1
+    assert cached().read_bytes() == whole
 
 
-def test_a_full_disk_is_named(monkeypatch):
-    def full(*_: object) -> str:
-        raise OSError(28, "No space left on device")
+def test_one_flipped_bit_anywhere_is_found(hub):
+    """Also where the file still reads: the zip archive's own sums do not cover its headers."""
+    rng = np.random.default_rng(0)
+    whole = download(MLP, FIRST).read_bytes()
+    for place in rng.integers(len(whole), size=20):
+        path = download(MLP, FIRST)
+        verify(path)
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.resolve().write_bytes(damaged)
+        with pytest.raises(UserError, match="was not what the hub has"):
+            verify(path)
+        assert not path.is_symlink()
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
-    assert "no space left on the disk" in hub_says()
+
+def test_a_damaged_file_that_cannot_be_removed_is_named(hub, monkeypatch):
+    path = download(MLP, FIRST)
+    path.resolve().write_bytes(b"damaged")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(UserError, match=r"cannot be removed \(Permission denied\); delete it"):
+        verify(path)
+
+
+def test_only_what_the_cache_names_by_its_hash_is_verified(hub, tmp_path):
+    path = download(MLP, FIRST)
+    verify(hub.repositories[MLP] / FIRST)  # no link: a folder of the user's own
+    elsewhere = tmp_path / ("0" * 64)
+    elsewhere.write_bytes(b"a link of the user's own")
+    (tmp_path / "link").symlink_to(elsewhere)
+    verify(tmp_path / "link")
+    small = path.parent / "config.json"  # git's blobs have names of 40 digits
+    (path.resolve().parent / ("1" * 40)).write_bytes(b"{}")
+    small.symlink_to(path.resolve().parent / ("1" * 40))
+    verify(small)
+    # newer clients keep blobs in a store that names them by another hash
+    blob, shared = path.resolve(), tmp_path / "blobs" / ("2" * 64)
+    shared.parent.mkdir()
+    blob.rename(shared)
+    blob.symlink_to(shared)
+    verify(path)
+    shared.rename(tmp_path / "away")
+    verify(path)  # dangling: whoever opens it says so
+    shared.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="removed from the cache"):
+        verify(path)
+    assert not any(p.exists() or p.is_symlink() for p in (path, blob, shared))
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.ENOSPC, "no space left on the disk"),
+        (errno.EDQUOT, "no space left on the disk"),
+        (errno.EACCES, "cannot be written (Permission denied); set HF_HOME to a folder that can"),
+    ],
+)
+def test_a_disk_that_takes_no_more_is_named(hub, monkeypatch, number, says):
+    def write(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", write)
+    assert says in hub_says()
+
+
+@pytest.fixture
+def changed(hub, repositories, tmp_path):
+    """The hub after a first load, and a second commit in which a file has another `b_dec`."""
+    load_two()
+    first = hub.commit(MLP)
+    newer = tmp_path / "newer"
+    shutil.copytree(repositories[MLP], newer)
+    remade = load_npz(newer / FIRST)
+    remade.b_dec[0] = -1
+    save_npz(remade, newer / FIRST, overwrite=True)
+    hub.older[MLP] = [hub.repositories[MLP]]
+    hub.tags[MLP] = {"v1": hub.repositories[MLP]}
+    hub.repositories[MLP] = newer
+    assert hub.commit(MLP) != first
+    return hub, first
+
+
+def b_dec_of_two(**choice) -> list[float]:
+    return [d.b_dec[0].item() for d in load_two(**choice).values()]
+
+
+def test_a_file_that_changed_on_the_hub_is_fetched_and_the_same_ones_are_not(changed):
+    hub, _ = changed
+    n_downloads = len(hub.downloads())
+    assert b_dec_of_two() == [-1, 105]
+    assert len(hub.downloads()) == n_downloads + 1
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_a_pinned_revision_stays_what_it_was(changed, is_cached):
+    hub, first = changed
+    if not is_cached:
+        shutil.rmtree(constants.HF_HUB_CACHE)
+    for revision in ("v1", first, {MLP: first}, {MLP: "v1", "google/gemma-2-2b": "main"}):
+        assert b_dec_of_two(revision=revision) == [119, 105]
+    n_requests = len(hub.requests)
+    assert b_dec_of_two(revision=first) == [119, 105]
+    assert len(hub.requests) == n_requests  # a commit cannot change: nothing to ask
+    assert b_dec_of_two(revision="main") == [-1, 105]
+    assert b_dec_of_two(revision={}) == [-1, 105]
+
+
+def test_the_commit_that_was_used_can_be_named(changed):
+    hub, first = changed
+    assert commit_of(download(MLP, FIRST)) == hub.commit(MLP) != first
+    assert commit_of(download(MLP, FIRST, revision="v1")) == first
+    assert commit_of(download(MLP, FIRST, revision={MLP: first})) == first
+    assert commit_of(hub.repositories[MLP] / FIRST) is None
+
+
+def test_a_revision_that_does_not_exist(hub):
+    assert "the repository has no such revision; give a commit, tag" in hub_says(revision="v9")
+    with pytest.raises(UserError) as error:
+        load_two(revision={"google/gemma-scope-2b-mlp": "main"})
+    assert str(error.value).startswith(
+        "revision pins google/gemma-scope-2b-mlp; the repositories of gemma-2-2b are "
+        "google/gemma-2-2b, google/gemma-scope-2b-pt-att, google/gemma-scope-2b-pt-mlp, "
+    )
+    with pytest.raises(UserError, match="tiny is not fetched from the hub"):
+        load_gemma("tiny", revision="main")
+
+
+@pytest.fixture
+def more(hub, tmp_path):
+    """The hub with files that the catalogue does not have."""
+    folder = tmp_path / "more"
+    shutil.copytree(hub.repositories[MLP], folder)
+    put(folder, "layer_0/width_33k/average_l0_50", "layer_0/width_33k/average_l0_120",
+        "layer_0/width_16k/average_l0_71", "layer_30/width_16k/average_l0_72")  # fmt: skip
+    (folder / "layer_0" / "width_33k" / "README.md").write_text("not a dictionary")
+    hub.repositories[MLP] = folder
+    return hub
+
+
+def first_layer(**choice) -> float:
+    choice = {"layers": [0], "sites": ("mlp",)} | choice
+    (found,) = gemma_scope("gemma-2-2b", **choice).values()
+    return found.b_dec[0].item()
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ({"width": "33k"}, 120),
+        ({"width": "33k", "l0": 50}, 50),
+        ({"width": "33k", "l0": "nearest:80"}, 50),
+        ({"l0": 71}, 71),
+        ({"layers": iter([30])}, 72),
+    ],
+)
+def test_a_file_the_catalogue_lacks_is_looked_up_on_the_hub_once(more, choice, expected):
+    assert first_layer(**choice) == expected
+    asked = [path for _, path in more.requests if "/api/" in path]
+    assert asked == [f"/api/models/{MLP}"]
+    assert len(more.downloads()) == 1
+
+
+def test_the_hub_is_not_asked_for_what_the_catalogue_has(more):
+    assert [first_layer(l0=l0) for l0 in ("canonical", 119, "nearest:9999")] == [119] * 3
+    assert not any("/api/" in path for _, path in more.requests)
+
+
+def test_what_the_hub_lacks_too_is_answered_with_what_there_is(more, monkeypatch):
+    def says(**choice) -> str:
+        with pytest.raises(UserError) as error:
+            first_layer(**choice)
+        return str(error.value)
+
+    catalogue_only = "no dictionary 32k wide at mlp.0 of gemma-2-2b: there are 16k, 65k"
+    assert says(width="32k") == catalogue_only.replace("16k, 65k", "16k, 33k, 65k")
+    assert "there are 50, 120; or ask for l0='nearest:80'" in says(width="33k", l0=80)
+    more.failures[MLP] = 500
+    assert says(width="32k") == catalogue_only
+    go_offline(monkeypatch)
+    assert says(width="33k") == catalogue_only.replace("32k", "33k")
+
+
+def test_the_embedding_and_transcoders_come_from_their_repositories(hub, tmp_path):
+    embed = "embedding/width_4k/average_l0_111"
+    transcoder = "layer_3/width_16k/average_l0_54"
+    hub.repositories["google/gemma-scope-2b-pt-res"] = put(tmp_path / "res", embed)
+    hub.repositories["google/gemma-scope-2b-pt-transcoders"] = folder = tmp_path / "transcoders"
+    made = dictionary(0, d_out=D_IN + 1)
+    save_npz(made, folder / transcoder / "params.npz")
+    found = gemma_scope("gemma-2-2b", sites=("transcoder", "embed"), layers=[3])
+    assert list(found) == [Site(0, "embed"), Site(3, "transcoder")]
+    assert [d.name for d in found.values()] == [embed, transcoder]
+    assert [d.average_l0 for d in found.values()] == [111, 54]
+    assert found[Site(3, "transcoder")].d_out == D_IN + 1
 
 
 def test_the_loopback_hub_serves_ranges_and_listings(hub):
     api = huggingface_hub.HfApi(endpoint=hub.url)
     names = api.list_repo_files(MLP)
     assert len(names) == 2
+    assert list_files(MLP) == names
     assert api.repo_info(MLP).sha == hub.commit(MLP)
     folder = huggingface_hub.snapshot_download(MLP)
     assert sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*.npz")) == names
