@@ -209,7 +209,8 @@ def record(
         "device": model.device.type,
         "dictionaries": {
             str(site): {"name": d.name, "average_l0": d.average_l0, "d_sae": d.d_sae}
-            for site, d in model.dictionaries.items()
+            for site in model.sites
+            for d in [model.dictionaries.summary(site)]
         },
         "prompt": asdict(prompt) if isinstance(prompt, Prompt) else {"text": prompt},
         "metric": metric,

@@ -7,12 +7,13 @@
 3. *One product a source*: `acts . W_dec[source] . J^T . W_enc[:, target]`; errors and tokens with
    their vectors in the place of `acts . W_dec`, biases with `b_dec`, summed over positions.
 
-This is the plain engine: one backward row a target, however far its gradient reaches.
+A target's gradient never travels beyond its direct predecessors. Where no attention lies between,
+positions do not mix, and one backward row carries a target at every position.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from attribution.gradients import checked
 from attribution.metrics import Score
 from circuits import BiasNode, ErrorNode, LatentNode, LogitNode, Node, Site, SplicedModel, TokenNode
+from circuits.active import Active, write_active
 from circuits.freeze import Freeze
 from circuits.splice import SiteHook
 
@@ -69,7 +71,11 @@ class Sources:
     """The nodes at one leaf, and where each stands among all nodes.
 
     Attributes:
-        latents: Rows of the decoder, `[n]`, with positions `pos` and activations `acts`, `[n]`.
+        pos: Positions of the latents, `[n]`.
+        acts: Their activations, `[n]`.
+        reads: Their columns of the encoder, `[n, d_in]`, in the dictionary's dtype.
+        biases: Their encoder biases, `[n]`.
+        writes: Their rows of the decoder, `[n, d_out]`, in the dictionary's dtype.
         latent_at: Their indices among all nodes, `[n]`.
         vectors: One vector a position, `[pos, d]`: the error, or the embedding.
         vector_at: Index of that node at each position, `[pos]`.
@@ -77,9 +83,11 @@ class Sources:
             embedding, which has none, zeros and -1.
     """
 
-    latents: Tensor
     pos: Tensor
     acts: Tensor
+    reads: Tensor
+    biases: Tensor
+    writes: Tensor
     latent_at: Tensor
     vectors: Tensor
     vector_at: Tensor
@@ -90,7 +98,7 @@ class Sources:
 def find_sources(
     model: SplicedModel, nodes: Sequence[Node], cut: LocalPass
 ) -> dict[Site | None, Sources]:
-    """The sources among `nodes`, leaf by leaf.
+    """The sources among `nodes`, leaf by leaf; each dictionary is read once, at these latents.
 
     An error's vector is what the site writes less its bias and the latents *that are among the
     nodes*: latents left out of the graph are carried by their error node, so that sums close.
@@ -104,22 +112,26 @@ def find_sources(
         if site is None:
             none = torch.empty(0, dtype=torch.long, device=device)
             at = torch.tensor([index[TokenNode(p)] for p in range(n_pos)], device=device)
-            sources[site] = Sources(none, none, x[:0, 0], none, x, at, torch.zeros_like(x), -1)
+            no, zeros = x[:0], torch.zeros_like(x)
+            sources[site] = Sources(none, no[:, 0], no, no[:, 0], no, none, x, at, zeros, -1)
             continue
         dictionary = model.dictionaries[site]
         chosen = [n for n in nodes if isinstance(n, LatentNode) and n.site == site]
         latents = torch.tensor([n.latent for n in chosen], dtype=torch.long, device=device)
         pos = torch.tensor([n.pos for n in chosen], dtype=torch.long, device=device)
-        acts = model.split(site, leaf.detach(), cut.reads[None])[0][0, pos, latents].float()
+        columns, biases = dictionary.W_enc.T[latents], dictionary.b_enc[latents].float()
+        read = cut.inputs[site].detach()[0].float()
+        acts = (read[pos] * columns.float()).sum(-1) + biases
         bias = dictionary.b_dec.float() * cut.reads[:, None]
-        written = acts[:, None] * dictionary.W_dec[latents].float()
-        error = (x - bias).index_add(0, pos, written, alpha=-1)
+        written, _ = write_active(dictionary.W_dec, Active(pos, latents, acts), n_pos)
         sources[site] = Sources(
-            latents,
             pos,
             acts,
+            columns,
+            biases,
+            dictionary.W_dec[latents],
             torch.tensor([index[n] for n in chosen], dtype=torch.long, device=device),
-            error,
+            x - bias - written.float(),
             torch.tensor([index[ErrorNode(site, p)] for p in range(n_pos)], device=device),
             bias,
             index[BiasNode(site)],
@@ -148,14 +160,16 @@ def direct_effects(
     """
     assert isinstance(nodes[-1], LogitNode)
     sources = find_sources(model, nodes, cut)
-    blocks = [(torch.tensor([len(nodes) - 1]), _metric_row(model, sources, cut, len(nodes)))]
-    total = sum(len(sources[site].latents) for site in model.sites)
+    blocks = [(torch.tensor([len(nodes) - 1]), _metric_row(sources, cut, len(nodes)))]
+    total = sum(len(sources[site].pos) for site in model.sites)
     with tqdm(total=total, desc="edges", unit="latent", disable=None, delay=1) as bar:
         for site in model.sites:
             targets = sources[site]
-            for first in range(0, len(targets.latents), batch_size):
-                chunk = slice(first, first + batch_size)
-                rows = _latent_rows(model, site, chunk, sources, cut, len(nodes))
+            if not len(targets.pos):
+                continue
+            backward_row = _backward_rows(targets.pos, site, cut.leaves.keys())
+            for chunk in backward_row.argsort(stable=True).split(batch_size):
+                rows = _latent_rows(site, chunk, backward_row[chunk], sources, cut, len(nodes))
                 blocks.append((targets.latent_at[chunk].cpu(), rows))
                 bar.update(rows.shape[0])
     to = torch.cat([at[rows.indices()[0]] for at, rows in blocks])
@@ -167,36 +181,57 @@ def direct_effects(
     return edges.coalesce()
 
 
-def _metric_row(
-    model: SplicedModel, sources: Mapping[Site | None, Sources], cut: LocalPass, n_nodes: int
-) -> Tensor:
+def _metric_row(sources: Mapping[Site | None, Sources], cut: LocalPass, n_nodes: int) -> Tensor:
     """Phases 2 and 3 for the metric: edges `[1, n_nodes]`, sparse."""
     grads = torch.autograd.grad(
         cut.score.sum(), list(cut.leaves.values()), allow_unused=True, retain_graph=True
     )
     rows = [None if grad is None else grad[None] for grad in grads]
-    return (
-        _products(model, dict(zip(cut.leaves, rows, strict=True)), sources, n_nodes)
-        .to_sparse()
-        .cpu()
-    )
+    return _products(dict(zip(cut.leaves, rows, strict=True)), sources, n_nodes).to_sparse().cpu()
+
+
+def _backward_rows(pos: Tensor, site: Site, leaves: Collection[Site | None]) -> Tensor:
+    """Which row of a batched backward pass each target `pos [n]` of `site` goes into, `[n]`.
+
+    Where positions do not mix between the site and the leaves, targets at different positions
+    share a row: the gradient at a position is that of the target there.
+    """
+    if _mixes_positions(site, leaves):
+        return torch.arange(len(pos), device=pos.device)
+    order = pos.argsort(stable=True)
+    counts = torch.bincount(pos)
+    first = (counts.cumsum(0) - counts)[pos[order]]
+    rows = torch.empty_like(pos)
+    rows[order] = torch.arange(len(pos), device=pos.device) - first  # the n-th at its position
+    return rows
+
+
+def _mixes_positions(site: Site, leaves: Collection[Site | None]) -> bool:
+    """Whether attention lies between `site` and the leaves below it."""
+    if site.kind == "attn":
+        return True
+    for layer in range(site.layer, -1, -1):  # down the residual stream, to where it is cut
+        if Site(layer, "attn") not in leaves:
+            return True
+        if layer and Site(layer - 1, "resid") in leaves:
+            return False
+    return False
 
 
 def _latent_rows(
-    model: SplicedModel,
     site: Site,
-    chunk: slice,
+    chunk: Tensor,
+    backward_row: Tensor,
     sources: Mapping[Site | None, Sources],
     cut: LocalPass,
     n_nodes: int,
 ) -> Tensor:
-    """Phases 2 and 3 for the targets `chunk` of one site: edges `[k, n_nodes]`, sparse."""
-    dictionary, x = model.dictionaries[site], cut.inputs[site]
-    latent, pos = sources[site].latents[chunk], sources[site].pos[chunk]
-    seeds = x.new_zeros(len(pos), *x.shape)
-    seeds[torch.arange(len(pos), device=x.device), 0, pos] = dictionary.W_enc[:, latent].T.to(
-        x.dtype
-    )
+    """Phases 2 and 3 for the targets `chunk [k]` of one site: edges `[k, n_nodes]`, sparse."""
+    targets, x = sources[site], cut.inputs[site]
+    pos = targets.pos[chunk]
+    used, row = backward_row.unique(return_inverse=True)
+    seeds = x.new_zeros(len(used), *x.shape)
+    seeds[row, 0, pos] = targets.reads[chunk].to(x.dtype)
     below = [leaf for leaf in cut.leaves if leaf is None or leaf < site]
     grads = torch.autograd.grad(
         x,
@@ -206,13 +241,22 @@ def _latent_rows(
         allow_unused=True,
         retain_graph=True,
     )
-    edges = _products(model, dict(zip(below, grads, strict=True)), sources, n_nodes)
-    edges[:, sources[site].bias_at] += dictionary.b_enc[latent].float()
+    if len(used) < len(pos):
+        grads = [None if grad is None else _unpack(grad, row, pos) for grad in grads]
+    edges = _products(dict(zip(below, grads, strict=True)), sources, n_nodes)
+    edges[:, targets.bias_at] += targets.biases[chunk]
     return edges.to_sparse().cpu()
 
 
+def _unpack(grad: Tensor, row: Tensor, pos: Tensor) -> Tensor:
+    """A row a target, `[k, 1, pos, d]`, from rows that targets at different positions share."""
+    alone = grad.new_zeros(len(pos), *grad.shape[1:])
+    target = torch.arange(len(pos), device=pos.device)
+    alone[target, 0, pos] = grad[row, 0, pos]
+    return alone
+
+
 def _products(
-    model: SplicedModel,
     grads: Mapping[Site | None, Tensor | None],
     sources: Mapping[Site | None, Sources],
     n_nodes: int,
@@ -227,9 +271,8 @@ def _products(
         if leaf is None:
             continue
         edges[:, source.bias_at] = (grad * source.bias).sum((1, 2))
-        W_dec = model.dictionaries[leaf].W_dec
         for pos in source.pos.unique():
             here = source.pos == pos
-            reach = grad[:, pos] @ W_dec[source.latents[here]].float().T
+            reach = grad[:, pos] @ source.writes[here].float().T
             edges[:, source.latent_at[here]] = reach * source.acts[here]
     return edges

@@ -30,8 +30,10 @@ from circuits import (
     UserError,
     zero_reference,
 )
+from circuits.active import Active, constant, find_active, write_active
 from circuits.freeze import LIVE, Freeze
 from circuits.reference import check_reference
+from circuits.trace import SiteTrace
 
 GRADIENT_X_ACTIVATION = "gradient x activation"
 
@@ -181,20 +183,21 @@ def site_effects(
 ) -> SiteEffects:
     """One site's effects from its activation and its output's gradient, both `[pos, d]`."""
     dictionary = model.dictionaries[site]
-    acts = model.split(site, x[None], reads)[0][0]
-    # in float32 whatever the model's dtype, so that latents, bias and error sum to x
-    error = x.float() - dictionary.decode(acts).float() * reads[0][:, None]
-    baseline = reference.acts(site)
-    pos, latent = ((acts != 0) | (baseline != 0)).nonzero(as_tuple=True)
-    on, off = acts[pos, latent].float(), baseline[pos, latent].float()
     grad = grad.float()
-    latent_grad = (grad[pos] * dictionary.W_dec[latent].float()).sum(-1)
+    latents, off = _with_baseline(
+        find_active(dictionary, x, reads[0]), reference.trace.sites[site], dictionary.d_sae
+    )
+    on = latents.acts.float()
+    written, latent_grad = write_active(dictionary.W_dec, latents, len(x), grad)
+    fixed = constant(dictionary, x) * reads[0][:, None]
+    error = x.float() - written.float() - fixed.float()
+    latent_grad = latent_grad.float()
     bias_effect = (grad[reads[0]] @ dictionary.b_dec.float()).sum()
     if downstream == "freeze":
-        bias_effect += (latent_grad * dictionary.b_enc[latent].float())[on != 0].sum()
+        bias_effect += (latent_grad * dictionary.b_enc[latents.latent].float())[on != 0].sum()
     return SiteEffects(
-        pos=pos,
-        latent=latent,
+        pos=latents.pos,
+        latent=latents.latent,
         acts=on,
         grad=latent_grad,
         effect=latent_grad * (on - off),
@@ -203,3 +206,13 @@ def site_effects(
         bias_effect=bias_effect.item(),
         grad_output=grad,
     )
+
+
+def _with_baseline(active: Active, baseline: SiteTrace, d_sae: int) -> tuple[Active, Tensor]:
+    """Latents active on the prompt or in the baseline, and their baseline values `[n]`."""
+    here, there = (x.pos * d_sae + x.latent for x in (active, baseline))
+    both = torch.cat([here, there]).unique()  # ascending: by position, then by latent
+    on, off = (active.acts.new_zeros(len(both)) for _ in range(2))
+    on[torch.searchsorted(both, here)] = active.acts
+    off[torch.searchsorted(both, there)] = baseline.acts.to(off)
+    return Active(both // d_sae, both % d_sae, on), off.float()

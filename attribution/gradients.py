@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attribution.metrics import Score
 from circuits import Site, SplicedModel, UserError
+from circuits.active import Reconstruction
 from circuits.freeze import LIVE, Freeze
 from circuits.splice import SiteHook
 
@@ -78,9 +79,9 @@ def gradients(
             if site in replace:
                 x = replace[site].to(x.dtype).detach().requires_grad_()
             elif downstream == "freeze":
-                reconstruction = model.split(site, x, reads)[1]
+                reconstruction = Reconstruction.apply(x, reads, model.dictionaries, site)
                 if clean_errors is not None:
-                    x = reconstruction + clean_errors[site]
+                    x = (reconstruction + clean_errors[site]).to(x.dtype)
                 else:  # the pass's own errors: its values stay what they are, bit for bit
                     x = x.detach() + (reconstruction - reconstruction.detach())
             outputs[site] = x

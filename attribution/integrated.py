@@ -146,6 +146,7 @@ def integrated_each(
         indices = [i for i, node in enumerate(nodes) if node.site == site]
         for chunk in (indices[i : i + per_pass] for i in range(0, len(indices), per_pass)):
             changes = torch.stack([_change(model, nodes[i], trace, reference) for i in chunk])
+            changes = changes.to(inputs[site].dtype)
             x = inputs[site] - (1 - alphas) * changes[:, None]  # [node, point, pos, d]
             result = gradients(
                 model,

@@ -115,17 +115,16 @@ def _check(model: SplicedModel, intervention: Intervention, reads: list[bool]) -
         raise UserError(f"no dictionary at {node.site}; {model.name} has {model.describe_sites()}")
     if not 0 <= node.pos < len(reads):
         raise UserError(f"{node}: no position {node.pos}; the prompt has {len(reads)} tokens")
-    d_out = model.dictionaries[node.site].d_out
+    summary = model.dictionaries.summary(node.site)
     if (
         isinstance(shift, Tensor)
         and isinstance(node, ErrorNode)
-        and shift.shape not in ((), (d_out,))
+        and shift.shape not in ((), (summary.d_out,))
     ):
-        raise UserError(f"{node}: an error has {d_out} numbers; got {list(shift.shape)}")
+        raise UserError(f"{node}: an error has {summary.d_out} numbers; got {list(shift.shape)}")
     if isinstance(node, LatentNode):
-        d_sae = model.dictionaries[node.site].d_sae
-        if not 0 <= node.latent < d_sae:
-            raise UserError(f"{node}: no latent {node.latent}; {node.site} has {d_sae}")
+        if not 0 <= node.latent < summary.d_sae:
+            raise UserError(f"{node}: no latent {node.latent}; {node.site} has {summary.d_sae}")
         if not reads[node.pos]:
             raise UserError(
                 f"{node}: dictionaries do not read position {node.pos} (BOS, EOS or padding); "

@@ -1,12 +1,15 @@
 """A model with its dictionaries, in one call."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from circuits.errors import UserError
-from circuits.gemma_scope import dictionaries_from_folder, gemma_scope, scope_files
+from circuits.gemma_scope import dictionaries_from_folder, fetch, scope_files
+from circuits.hub import Revision
+from circuits.memory import parse_bytes, show_bytes
 from circuits.models import BUNDLED, HUB_MODELS, bundled_models, load_gemma
 from circuits.sites import KINDS, check_kinds
 from circuits.splice import SplicedModel, splice
@@ -21,6 +24,8 @@ def load(
     l0: str | int = "canonical",
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    memory: str | int | None = None,
+    revision: Revision = None,
 ) -> SplicedModel:
     """Gemma 2 with a dictionary spliced in at every layer that has one, at each kind of site.
 
@@ -35,27 +40,50 @@ def load(
         l0: Which sparsity: `canonical` (average L0 nearest 100), a number, or `nearest:50`.
         device: CUDA when there is one, by default.
         dtype: Of the model and the dictionaries; by default the one the model is stored in.
+        memory: What the model and the dictionaries together may take on the device, such as
+            `"20GB"`. Dictionaries that do not fit are read from the disk whenever they are needed,
+            with the same results. By default dictionaries take three quarters of what is free.
+        revision: A commit, tag or branch of the model's repository on the hub; or, to pin the
+            dictionaries too, a mapping from the names of repositories to theirs:
+            `{"google/gemma-2-2b": commit, "google/gemma-scope-2b-pt-res": another}`.
 
     Raises:
-        UserError: something named here does not exist or cannot be read.
+        UserError: something named here does not exist or cannot be read, or `memory` is too little.
     """
     name = str(name)
+    total = None if memory is None else parse_bytes(memory)
     choice = {"sites": check_kinds(sites), "width": width, "l0": l0}
     bundled = name in bundled_models()
+    pins = revision if isinstance(revision, Mapping) else None
+    files = None
     if dictionaries is None and name in HUB_MODELS:
-        scope_files(name, **choice)  # a wrong choice is answered before the model is downloaded
+        # a wrong choice is answered before the model is downloaded
+        files = scope_files(name, **choice, revision=pins)
     elif dictionaries is None and not bundled and Path(name).is_dir():
         raise UserError(
             f"say where the dictionaries of {name} are: dictionaries=folder (--dictionaries)"
         )
-    bridge = load_gemma(name, device=device, dtype=dtype)
+    bridge = load_gemma(name, device=device, dtype=dtype, revision=revision)
     weights = next(bridge.original_model.parameters())
-    choice |= {"device": weights.device, "dtype": weights.dtype}
-    if dictionaries is None and not bundled:
-        found = gemma_scope(name, **choice)
+    where: dict[str, Any] = {"device": weights.device, "dtype": weights.dtype}
+    if total is not None:
+        where["memory"] = _left(total, bridge.original_model, name)
+    if files is not None:
+        found = fetch(files, revision=pins, **where)
     else:
-        found = dictionaries_from_folder(dictionaries or BUNDLED / name / "dictionaries", **choice)
+        folder = dictionaries or BUNDLED / name / "dictionaries"
+        found = dictionaries_from_folder(folder, **choice, **where)
     return splice(bridge, found, name=name, example_texts=_texts(name) if bundled else ())
+
+
+def _left(total: int, huggingface: Any, name: str) -> int:
+    """What the model leaves of `total` bytes."""
+    taken = sum(weight.numel() * weight.element_size() for weight in huggingface.parameters())
+    if taken >= total:
+        raise UserError(
+            f"memory={show_bytes(total)}; {name} alone takes {show_bytes(taken)}, give more"
+        )
+    return total - taken
 
 
 def _texts(name: str) -> list[str]:

@@ -13,7 +13,7 @@ from circuits.errors import UserError
 from circuits.nodes import ErrorNode, LatentNode, Node
 from circuits.prompts import Prompt
 from circuits.sites import Site
-from circuits.trace import SiteTrace, Trace, zero_trace
+from circuits.trace import SiteTrace, Trace
 
 if TYPE_CHECKING:
     from circuits.splice import SplicedModel
@@ -83,7 +83,16 @@ def check_reference(model: SplicedModel, reference: Reference, ids: Tensor) -> N
 
 def zero_reference(model: SplicedModel, prompt: str | Prompt) -> Reference:
     """Every latent off and every error zero."""
-    return Reference("zero", zero_trace(model.trace(prompt)))
+    (ids,) = model.tokens(prompt)
+    none = torch.empty(0, dtype=torch.long, device=ids.device)
+    no_acts = torch.empty(0, device=ids.device)
+    sites = {}
+    for site in model.sites:
+        summary = model.dictionaries.summary(site)
+        error = no_acts.new_zeros(len(ids), summary.d_out)
+        sites[site] = SiteTrace(none, none, no_acts, error, summary.d_sae)
+    embedding = no_acts.new_zeros(len(ids), model.config.hidden_size)
+    return Reference("zero", Trace(ids, embedding, sites))
 
 
 def corrupted_reference(model: SplicedModel, prompt: Prompt) -> Reference:

@@ -18,19 +18,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from circuits.active import find_active, reconstruct
 from circuits.dictionaries import Dictionary
 from circuits.errors import UserError
+from circuits.families import Family, family_of
 from circuits.freeze import LIVE, Freeze, freeze_hooks
 from circuits.interventions import Edit, Intervention, edits
-from circuits.models import gemma_config
+from circuits.models import model_config
 from circuits.prompts import Prompt
 from circuits.sites import Site
+from circuits.store import DictionaryStore
 from circuits.trace import SiteTrace, Trace
 from circuits.vocabulary import Prompts, Vocabulary
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import Gemma2Config
 
 SiteHook = Callable[[Tensor], Tensor]
 """From a site's activation `[batch, pos, d]` to what the model goes on with, of the same shape."""
@@ -41,18 +43,19 @@ DOWNSTREAM = ("recompute", "freeze", "drop")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SplicedModel:
-    """Gemma 2 with a dictionary at each of `sites`. Made by `load` or `splice`.
+    """A model with a dictionary at each of `sites`. Made by `load` or `splice`.
 
     Attributes:
         name: For messages and records.
         bridge: TransformerLens' bridge; `bridge.original_model` is the Hugging Face model.
-        dictionaries: By site, in the order of the forward pass.
+        dictionaries: By site, in the order of the forward pass; `dictionaries[Site(3, "mlp")]` is
+            a `Dictionary`, read from its file if need be.
         example_texts: Texts to say what latents fire on; may be empty.
     """
 
     name: str
     bridge: TransformerBridge
-    dictionaries: Mapping[Site, Dictionary]
+    dictionaries: DictionaryStore
     example_texts: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -129,10 +132,10 @@ class SplicedModel:
         """
         # first: the site `mlp` is the output of a norm, and its hook must see that norm frozen
         table = freeze_hooks(self.bridge, freeze)
-        table += [(site.hook_point, _as_hook(hook)) for site, hook in hooks.items()]
-        if embedding is not None:
-            table.append(("embed.hook_out", _as_hook(embedding)))
-        padded = ids == self.vocabulary.pad_id
+        if embedding is not None:  # then this: the site `embed` reads what it gives
+            table.append((self.family.hook_points["embed"], _as_hook(embedding)))
+        table += [(self.family.hook_point(site), _as_hook(hook)) for site, hook in hooks.items()]
+        padded = _padding(ids, self.vocabulary)
         mask = {"attention_mask": (~padded).long()} if padded.any() else {}
         with self._hooked(table):
             return self.bridge(ids, **mask)
@@ -146,8 +149,10 @@ class SplicedModel:
         embedding, activations = self.activations(ids)
         sites = {}
         for site, x in activations.items():
-            acts, reconstruction = self.split(site, x, reads)
-            sites[site] = SiteTrace.from_dense(acts[0], (x - reconstruction)[0])
+            dictionary = self.dictionaries[site]
+            active = find_active(dictionary, x[0], reads[0])
+            error = x[0] - reconstruct(dictionary, x[0], reads[0], active)
+            sites[site] = SiteTrace(active.pos, active.latent, active.acts, error, dictionary.d_sae)
         return Trace(ids[0], embedding[0], sites)
 
     @torch.no_grad()
@@ -173,10 +178,13 @@ class SplicedModel:
         }
 
     def split(self, site: Site, x: Tensor, reads: Tensor) -> tuple[Tensor, Tensor]:
-        """`acts [batch, pos, d_sae]` and what they decode to, `[batch, pos, d_out]`, at `reads`."""
+        """`acts [batch, pos, d_sae]` and what they decode to, `[batch, pos, d_out]`, at `reads`.
+
+        Both in float32, or wider where the dictionary is.
+        """
         dictionary = self.dictionaries[site]
         acts = dictionary.encode(x) * reads[..., None]
-        return acts, (dictionary.decode(acts) * reads[..., None]).to(x.dtype)
+        return acts, dictionary.decode(acts, x) * reads[..., None]
 
     def reads(self, ids: Tensor) -> Tensor:
         """Where dictionaries read, `[batch, pos]`: everywhere but BOS, EOS and padding."""
@@ -222,9 +230,14 @@ class SplicedModel:
         return Vocabulary(self.tokenizer, self.name, self.n_ctx, self.d_vocab)
 
     @property
-    def config(self) -> Gemma2Config:
+    def config(self) -> Any:
         """The Hugging Face configuration."""
-        return gemma_config(self.bridge)
+        return model_config(self.bridge)
+
+    @property
+    def family(self) -> Family:
+        """Where this family of models has its sites."""
+        return family_of(self.bridge.original_model)
 
     @property
     def device(self) -> torch.device:
@@ -255,8 +268,8 @@ class SplicedModel:
             error = x - reconstruction
             kept = keep(error)
             new_acts, new_error = edit(acts, kept) if edit else (acts, kept)
-            change = ((new_acts - acts) @ dictionary.W_dec).to(x.dtype)  # b_dec cancels
-            return x + change + (new_error - error)
+            change = (new_acts - acts).to(dictionary.W_dec.dtype) @ dictionary.W_dec  # no b_dec
+            return x + (change + (new_error - error)).to(x.dtype)
 
         return hook
 
@@ -281,24 +294,23 @@ def splice(
         UserError: a site the model does not have, a dictionary of another width than the model's
             activation there, or no dictionaries.
     """
-    config = gemma_config(bridge)
-    widths = {
-        "attn": config.num_attention_heads * config.head_dim,
-        "mlp": config.hidden_size,
-        "resid": config.hidden_size,
-    }
+    config = model_config(bridge)
+    widths = family_of(bridge.original_model).widths(config)
     if not dictionaries:
         raise UserError("no dictionaries to splice in; choose at least one site")
-    for site, dictionary in dictionaries.items():
+    device = next(bridge.original_model.parameters()).device
+    store = DictionaryStore.of(dictionaries, device)
+    for site in store:
+        if site.kind not in widths:
+            raise UserError(
+                f"a dictionary at {site} cannot be spliced in yet; "
+                "use Gemma Scope's dictionaries of kind mlp, or leave it out"
+            )
+        dictionary = store.summary(site)
         if site.layer >= config.num_hidden_layers:
             raise UserError(
                 f"no layer {site.layer} for the dictionary at {site}; "
                 f"{name} has layers 0-{config.num_hidden_layers - 1}"
-            )
-        if dictionary.W_enc.device != next(bridge.original_model.parameters()).device:
-            raise UserError(
-                f"the dictionary at {site} is on {dictionary.W_enc.device} and {name} is not; "
-                "move it with dictionary.to(device=...)"
             )
         width = widths[site.kind]
         if (dictionary.d_in, dictionary.d_out) != (width, width):
@@ -306,8 +318,19 @@ def splice(
                 f"the dictionary at {site} reads {dictionary.d_in} and writes {dictionary.d_out} "
                 f"numbers a position; {name} has {width} there"
             )
-    ordered = {site: dictionaries[site] for site in sorted(dictionaries)}
-    return SplicedModel(name, bridge, ordered, tuple(example_texts))
+    return SplicedModel(name, bridge, store, tuple(example_texts))
+
+
+def _padding(ids: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Which of `ids [batch, pos]` are padding.
+
+    Where EOS serves as padding, on the left alone: further right EOS is a token like others, and
+    padding there is seen by no token before it.
+    """
+    padded = ids == vocabulary.pad_id
+    if vocabulary.pad_id == vocabulary.tokenizer.eos_token_id:
+        return padded.cumprod(1).bool()
+    return padded
 
 
 def _as_hook(hook: SiteHook) -> Callable[..., Tensor]:

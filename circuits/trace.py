@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from circuits.sites import Site
@@ -17,8 +16,8 @@ class SiteTrace:
         pos: Positions of the active latents, `[n]`, ascending.
         latent: Their indices in the dictionary, `[n]`.
         acts: Their activations, `[n]`.
-        error: `x - decode(encode(x))`, `[pos, d_out]`; the whole activation where the dictionary
-            does not read (BOS, EOS, padding).
+        error: `x - decode(encode(x))`, `[pos, d_out]`, float32 or wider; the whole activation
+            where the dictionary does not read (BOS, EOS, padding).
         d_sae: How many latents the dictionary has.
     """
 
@@ -66,16 +65,3 @@ class Trace:
     def l0(self, site: Site) -> float:
         """Mean number of active latents a position, over all positions but the first (BOS)."""
         return len(self.sites[site].pos) / max(1, len(self.ids) - 1)
-
-
-def zero_trace(like: Trace) -> Trace:
-    """The trace in which nothing is active and every error is zero."""
-    empty = torch.empty(0, dtype=torch.long, device=like.ids.device)
-    return Trace(
-        like.ids,
-        torch.zeros_like(like.embedding),
-        {
-            site: SiteTrace(empty, empty, t.acts[:0], torch.zeros_like(t.error), t.d_sae)
-            for site, t in like.sites.items()
-        },
-    )

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from circuits.dictionaries import save_npz
 from circuits.errors import UserError
 from circuits.gemma_scope import dictionaries_from_folder
+from circuits.npz import save_npz
 from circuits.sites import Site
 from tests.circuits.small_dictionaries import D_IN, dictionary, put
 
@@ -117,12 +117,32 @@ def test_two_folders_of_one_kind_are_both_named(mirror):
     assert len(dictionaries_from_folder(mirror, sites=["attn", "resid"])) == 4
 
 
-def test_transcoders_are_recognised_and_refused_where_they_would_be_needed(mirror):
-    (mirror / "my-transcoders").mkdir()
+def test_transcoders_of_a_folder_are_taken_when_asked_for(mirror):
+    path = "layer_1/width_1k/average_l0_11"
+    save_npz(dictionary(0, d_out=D_IN + 1), mirror / "my-transcoders" / path / "params.npz")
     assert len(dictionaries_from_folder(mirror, width="1k")) == 6
+    found = dictionaries_from_folder(mirror, sites=("mlp", "transcoder"), layers=[1], width="1k")
+    assert [str(site) for site in found] == ["transcoder.1", "mlp.1"]
+    assert (found[Site(1, "transcoder")].name, found[Site(1, "transcoder")].d_out) == (path, 7)
     shutil.rmtree(mirror / "my-mlp")
-    assert "my-transcoders: transcoders are not supported yet" in folder_error(mirror)
+    assert "my-transcoders holds transcoders; ask for them with sites=('transcoder',)" in (
+        folder_error(mirror)
+    )
     assert len(dictionaries_from_folder(mirror, sites=["attn", "resid"])) == 4
+
+
+def test_the_embedding_lies_in_the_folder_of_the_residual(mirror):
+    assert "has no dictionaries of kind embed" in folder_error(mirror, sites="embed")
+    put(mirror / "my-res", "embedding/width_4k/average_l0_44", "embedding/width_4k/average_l0_111")
+    assert len(dictionaries_from_folder(mirror, width="1k")) == 6
+    found = dictionaries_from_folder(mirror, sites=("resid", "embed"), layers=[1], width="1k")
+    assert [str(site) for site in found] == ["embed.0", "resid.1"]
+    embed = found[Site(0, "embed")]
+    assert (embed.name, embed.average_l0) == ("embedding/width_4k/average_l0_111", 111)
+    (embed,) = dictionaries_from_folder(mirror, sites="embed", l0=44).values()
+    assert embed.b_dec[0] == 44
+    (mirror / "other-res").mkdir()
+    assert "are both for resid" in folder_error(mirror, sites="embed")
 
 
 def test_files_lost_on_the_way_are_named(mirror):

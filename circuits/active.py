@@ -1,0 +1,143 @@
+"""A dictionary read at its active latents alone: all of the encoder, few rows of the decoder.
+
+The same numbers as `Dictionary.encode` and `decode`, which touch every latent at every position.
+Sums are in float32 (or wider) whatever the dtype of the matrices.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuits.dictionaries import Dictionary
+from circuits.sites import Site
+
+DENSE_BYTES = 2**28
+"""At most so many bytes of dense activations at a time; positions go through in blocks."""
+
+ROW_NUMBERS = {"cpu": 2**20}
+"""Numbers of gathered decoder rows at a time: on a CPU, what its cache holds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Active:
+    """Latents at positions, `n` in all, by ascending position.
+
+    Attributes:
+        pos: `[n]`.
+        latent: `[n]`.
+        acts: `[n]`.
+    """
+
+    pos: Tensor
+    latent: Tensor
+    acts: Tensor
+
+
+@torch.no_grad()
+def find_active(dictionary: Dictionary, x: Tensor, reads: Tensor) -> Active:
+    """The latents that `x [pos, d_in]` switches on, at the positions `reads [pos]`."""
+    itemsize = torch.promote_types(dictionary.W_enc.dtype, dictionary.b_enc.dtype).itemsize
+    n_block = max(1, DENSE_BYTES // (dictionary.d_sae * itemsize))
+    parts = []
+    for first in range(0, len(x), n_block):
+        here = slice(first, first + n_block)
+        acts = dictionary.encode(x[here]) * reads[here, None]
+        pos, latent = acts.nonzero(as_tuple=True)
+        parts.append((pos + first, latent, acts[pos, latent]))
+    return Active(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def write_active(
+    matrix: Tensor, active: Active, n_pos: int, direction: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What latents write, and how far each points along a direction.
+
+    Args:
+        matrix: A row a latent, `[d_sae, d]`: `W_dec`, or `W_enc.T`.
+        active: The latents; what they write is weighted by their activations.
+        n_pos: Number of positions.
+        direction: `[n_pos, d]`.
+
+    Returns:
+        `acts @ matrix`, `[n_pos, d]`, and `matrix[latent] . direction[pos]`, `[n]` (zeros without
+        a direction).
+    """
+    wide = torch.promote_types(matrix.dtype, torch.float32)
+    written = torch.zeros(n_pos, matrix.shape[1], dtype=wide, device=active.pos.device)
+    along = torch.zeros(len(active.pos), dtype=wide, device=active.pos.device)
+    for here, index in _blocks(active, n_pos, matrix.shape[1]):
+        there = index >= 0
+        rows = matrix[active.latent[index]].to(wide)  # [positions, latents, d]
+        acts = torch.where(there, active.acts[index].to(wide), 0)
+        written[here] = torch.bmm(acts[:, None], rows)[:, 0]
+        if direction is not None:
+            projected = torch.bmm(rows, direction[here].to(wide)[:, :, None])[:, :, 0]
+            along[index[there]] = projected[there]
+    return written, along
+
+
+def reconstruct(dictionary: Dictionary, x: Tensor, reads: Tensor, active: Active) -> Tensor:
+    """`decode(encode(x))` `[pos, d_out]` where the dictionary reads, 0 elsewhere; float32."""
+    written, _ = write_active(dictionary.W_dec, active, len(x))
+    return written + constant(dictionary, x) * reads[:, None]
+
+
+def constant(dictionary: Dictionary, x: Tensor) -> Tensor:
+    """What a dictionary writes besides its latents, `[pos, d_out]`: bias and skip connection."""
+    bias = dictionary.b_dec.to(torch.promote_types(dictionary.b_dec.dtype, torch.float32))
+    if dictionary.W_skip is None:
+        return bias.expand(len(x), -1)
+    return bias + x.to(dictionary.W_skip.dtype) @ dictionary.W_skip
+
+
+class Reconstruction(torch.autograd.Function):
+    """`decode(encode(x))` with gradients through active latents alone; 0 where nothing is read.
+
+    The backward pass reads the dictionary again instead of keeping it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, reads: Tensor, dictionaries: Mapping[Site, Dictionary], site: Site
+    ) -> Tensor:
+        """From `x [batch, pos, d]` at `reads [batch, pos]` to what `site` writes."""
+        flat, flat_reads = x.flatten(0, 1), reads.flatten()
+        dictionary = dictionaries[site]
+        active = find_active(dictionary, flat, flat_reads)
+        ctx.save_for_backward(active.pos, active.latent, flat_reads)
+        ctx.dictionaries, ctx.site = dictionaries, site
+        written = reconstruct(dictionary, flat, flat_reads, active)
+        return written.to(x.dtype).view(*x.shape[:2], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        pos, latent, reads = ctx.saved_tensors
+        (grad,) = grads
+        flat = grad.flatten(0, 1)
+        dictionary = ctx.dictionaries[ctx.site]
+        _, along = write_active(
+            dictionary.W_dec, Active(pos, latent, torch.zeros_like(pos)), len(flat), flat
+        )
+        to_x, _ = write_active(dictionary.W_enc.T, Active(pos, latent, along), len(flat))
+        if dictionary.W_skip is not None:
+            to_x += (flat * reads[:, None]).to(dictionary.W_skip.dtype) @ dictionary.W_skip.T
+        return to_x.to(grad.dtype).view(*grad.shape[:2], -1), None, None, None
+
+
+def _blocks(active: Active, n_pos: int, d_out: int) -> Iterator[tuple[slice, Tensor]]:
+    """Neighbouring positions and the places of their latents, `[positions, most]`, padded by -1."""
+    counts = torch.bincount(active.pos, minlength=n_pos)
+    starts = counts.cumsum(0) - counts
+    most = int(counts.max()) if n_pos else 0
+    if not most:
+        return
+    n_block = max(1, ROW_NUMBERS.get(active.pos.device.type, 2**27) // (most * d_out))
+    offsets = torch.arange(most, device=active.pos.device)
+    for first in range(0, n_pos, n_block):
+        here = slice(first, first + n_block)
+        index = starts[here, None] + offsets
+        yield here, index.where(offsets < counts[here, None], -1)

@@ -1,0 +1,43 @@
+"""How much memory there is, and how much was asked for."""
+
+import re
+
+import psutil
+import torch
+
+from circuits.errors import UserError
+
+UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+BINARY_UNITS = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+SHARE = 0.75
+"""Of what is free, what dictionaries may take when nobody says how much."""
+
+
+def parse_bytes(amount: str | int | float) -> int:
+    """`20GB`, `1.5 GiB`, `800MB` or a number of bytes.
+
+    Raises:
+        UserError: something else, or nothing at all.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmgt]?i?)b?", str(amount).strip().lower())
+    units = UNITS | BINARY_UNITS
+    if match is None or match[2] not in units or float(match[1]) <= 0:
+        raise UserError(f"memory={amount!r}; write for example '20GB', '800MB' or '16GiB'")
+    return int(float(match[1]) * units[match[2]])
+
+
+def show_bytes(n: float) -> str:
+    """`20.0 GB`, in powers of ten."""
+    for unit in ("B", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}"
+        n /= 1000
+    return f"{n:.1f} GB"
+
+
+def free_bytes(device: torch.device) -> int:
+    """What `device` has left."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

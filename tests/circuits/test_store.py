@@ -1,0 +1,112 @@
+"""Whatever the memory budget, the numbers are the same, and the budget is kept."""
+
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attribution import attribute, logit_diff, total_effects
+from circuits import Site, UserError, splice, store, zero_reference
+from circuits.mapped import open_mapped, save_mapped
+from circuits.store import DictionaryStore
+from experiments import ablate_each
+from tests.random_gemma import TEXT, random_dictionaries
+
+METRIC = logit_diff("w3", "w4")
+DICTIONARIES = random_dictionaries()
+LARGEST = max(dictionary.n_bytes for dictionary in DICTIONARIES.values())
+BUDGETS = [2 * LARGEST, 4 * LARGEST, None]
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("copies")
+    for site, dictionary in DICTIONARIES.items():
+        save_mapped(dictionary, folder / str(site))
+    return {site: folder / str(site) for site in DICTIONARIES}
+
+
+@pytest.fixture(params=BUDGETS, ids=["two pass", "some stay", "all stay"])
+def streamed(request, bridge, paths):
+    return splice(bridge, DictionaryStore(paths, budget=request.param), name="random")
+
+
+@pytest.mark.parametrize("downstream", ["recompute", "freeze"])
+def test_total_effects_do_not_depend_on_the_budget(model, streamed, downstream):
+    here, there = (total_effects(m, TEXT, METRIC, downstream=downstream) for m in (model, streamed))
+    for site in model.sites:
+        torch.testing.assert_close(here.sites[site].effect, there.sites[site].effect)
+        torch.testing.assert_close(here.sites[site].error_effect, there.sites[site].error_effect)
+
+
+def test_graphs_do_not_depend_on_the_budget(model, streamed):
+    here, there = (attribute(m, TEXT, METRIC, max_latents=60) for m in (model, streamed))
+    assert here.nodes == there.nodes
+    torch.testing.assert_close(here.edges.to_dense(), there.edges.to_dense())
+
+
+@pytest.mark.parametrize("downstream", ["recompute", "freeze", "drop"])
+def test_ablations_do_not_depend_on_the_budget(model, streamed, downstream):
+    nodes = total_effects(model, TEXT, METRIC).strongest(6)
+    here, there = (
+        [row.measured for row in ablate_each(m, TEXT, METRIC, nodes, downstream=downstream)]
+        for m in (model, streamed)
+    )
+    assert here == pytest.approx(there, abs=1e-5)
+
+
+@pytest.mark.parametrize("budget", BUDGETS[:2])
+def test_the_budget_is_kept(bridge, paths, monkeypatch, budget):
+    alive: weakref.WeakSet = weakref.WeakSet()
+    most = 0
+
+    def opened(path):
+        nonlocal most
+        dictionary = open_mapped(path)
+        alive.add(dictionary)
+        most = max(most, sum(d.n_bytes for d in alive))
+        return dictionary
+
+    model = splice(bridge, DictionaryStore(paths, budget=budget), name="random")
+    monkeypatch.setattr(store, "open_mapped", opened)
+    for downstream in ("recompute", "freeze"):
+        total_effects(model, TEXT, METRIC, downstream=downstream)
+    assert 0 < most <= budget
+
+
+def test_what_stays_is_read_once(bridge, paths, monkeypatch):
+    model = splice(bridge, DictionaryStore(paths, budget=4 * LARGEST), name="random")
+    reads: list[str] = []
+    monkeypatch.setattr(store, "open_mapped", lambda p: reads.append(p.name) or open_mapped(p))
+    for _ in range(3):
+        model.trace(TEXT)
+    staying = {str(site) for site in model.dictionaries.staying}
+    assert staying == {"attn.0", "mlp.0"} or len(staying) >= 2
+    assert {reads.count(name) for name in staying} == {1}
+    passing = {str(site) for site in model.sites} - staying
+    assert all(reads.count(name) >= 3 for name in passing)
+
+
+def test_names_and_sizes_are_known_without_reading(bridge, paths, monkeypatch):
+    model = splice(bridge, DictionaryStore(paths, budget=2 * LARGEST), name="random")
+    monkeypatch.setattr(store, "open_mapped", None)
+    assert Site(0, "mlp") in model.dictionaries
+    assert Site(9, "mlp") not in model.dictionaries
+    assert model.dictionaries.summary(Site(1, "attn")).d_sae == 96
+    assert zero_reference(model, TEXT).acts(Site(2, "resid")).sum() == 0
+    assert "9 sites" in repr(model.dictionaries)
+
+
+def test_too_little_memory_is_refused_with_what_is_needed(paths):
+    with pytest.raises(UserError, match=r"they need at least \d+ kB"):
+        DictionaryStore(paths, budget=LARGEST)
+
+
+def test_a_dictionary_with_nan_is_refused_when_it_is_spliced_in(bridge):
+    whole = DICTIONARIES[Site(0, "mlp")]
+    W_dec = whole.W_dec.clone()
+    W_dec[3, 4] = torch.nan
+    damaged = replace(whole, W_dec=W_dec)
+    with pytest.raises(UserError, match=r"1 of the .* values of W_dec are NaN or infinite"):
+        splice(bridge, {Site(0, "mlp"): damaged})
