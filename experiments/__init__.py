@@ -1,4 +1,4 @@
-"""Ablation studies that test a graph, the bundled model's tasks, and the command line."""
+"""Ablation studies that test a graph, gates for dictionaries, tasks, and the command line."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from experiments.ablation import AblationRow, Ablations, ablate_each
     from experiments.faithfulness import CircuitScore, FaithfulnessCurve, faithfulness_curve
+    from experiments.gates import GateReport, GateRow, check_dictionaries
+    from experiments.planning import Plan, plan
     from experiments.tasks import TASKS, Task
 
 __all__ = [
@@ -14,9 +16,14 @@ __all__ = [
     "Ablations",
     "CircuitScore",
     "FaithfulnessCurve",
+    "GateReport",
+    "GateRow",
+    "Plan",
     "Task",
     "ablate_each",
+    "check_dictionaries",
     "faithfulness_curve",
+    "plan",
 ]
 
 _HOMES = {
@@ -25,6 +32,8 @@ _HOMES = {
     **dict.fromkeys(
         ("CircuitScore", "FaithfulnessCurve", "faithfulness_curve"), "experiments.faithfulness"
     ),
+    **dict.fromkeys(("GateReport", "GateRow", "check_dictionaries"), "experiments.gates"),
+    **dict.fromkeys(("Plan", "plan"), "experiments.planning"),
 }
 
 

@@ -1,10 +1,11 @@
-"""The command line: `circuits trace`, `ablate`, `faithfulness` and `info`."""
+"""The command line: `circuits info`, `check`, `trace`, `ablate` and `faithfulness`."""
 
 from typing import Any
 
 import click
 
 from experiments.commands.ablate import ablate
+from experiments.commands.check import check
 from experiments.commands.faithfulness import faithfulness
 from experiments.commands.info import info
 from experiments.commands.trace import trace
@@ -39,20 +40,23 @@ def main() -> None:
 
     A sparse autoencoder at every layer and sublayer splits the model's activations into latents.
     `trace` attributes a metric of the answer to them and draws the graph; `ablate` and
-    `faithfulness` measure whether the graph is right.
+    `faithfulness` measure whether the graph is right. `info` says what loading a model takes, and
+    `check` whether its dictionaries fit it.
 
     \b
     Try, without any download:
       circuits info tiny
+      circuits check tiny
       circuits trace --task ioi --out ioi.html --out ioi.json
       circuits ablate ioi.json
       circuits faithfulness ioi.json --out ioi_faithfulness.svg
 
-    Exit codes: 0 done, 1 an unexpected failure, 2 bad input (one sentence says what).
+    Exit codes: 0 done, 1 an unexpected failure (of `check`: a dictionary that does not fit), 2 bad
+    input (one sentence says what).
     """
 
 
-for _command in (trace, ablate, faithfulness, info):
+for _command in (info, check, trace, ablate, faithfulness):
     main.add_command(_command)
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from circuits import Site, load
+from circuits import load
+from experiments import check_dictionaries
 
 pytestmark = pytest.mark.hub
 TEXT = "When Mary and John went to the store, John gave a drink to"
@@ -11,15 +12,11 @@ TEXT = "When Mary and John went to the store, John gave a drink to"
 @pytest.mark.parametrize("kind", ["attn", "mlp", "resid"])
 def test_l0_and_explained_variance_are_what_gemma_scope_says(kind):
     """A negative explained variance means the wrong hook point or a missing BOS bypass."""
-    model = load("gemma-2-2b", sites=[kind])
-    trace = model.trace(TEXT)
-    _, activations = model.activations(model.tokens(TEXT))
-    for site in (Site(layer, kind) for layer in (0, 12, 25)):
-        x = activations[site][0, 1:].float()
-        error = trace.sites[site].error[1:].float()
-        explained = 1 - error.pow(2).sum() / (x - x.mean(0)).pow(2).sum()
-        assert explained > 0.6
-        assert trace.l0(site) == pytest.approx(model.dictionaries[site].average_l0, rel=0.3)
+    report = check_dictionaries(load("gemma-2-2b", sites=[kind]))
+    assert len(report) == 26
+    assert report.n_tokens > 2000
+    assert all(None not in (row.l0_passes, row.explained_passes) for row in report)
+    assert report.passed, str(report)
 
 
 def test_the_model_answers():

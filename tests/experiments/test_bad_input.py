@@ -190,3 +190,55 @@ def test_a_graph_whose_question_cannot_be_rebuilt(graph, own, tmp_path, field, v
 def test_info_on_what_is_not_there():
     assert "no model 'gemma-9'" in refusal("info", "gemma-9")
     assert "no dictionaries for gemma-2-2b-it" in refusal("info", "gemma-2-2b-it")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--width", "17k"], "no dictionary 17k wide"),
+        (["--sites", "neuron"], "no kind of site 'neuron'"),
+        (["--l0", "some"], "l0 is 'canonical'"),
+    ],
+)
+def test_info_on_dictionaries_that_are_not_there(arguments, message):
+    assert message in refusal("info", "gemma-2-2b", *arguments)
+    assert "say which model" in refusal("info", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing argument 'MODEL'"),
+        (["gemma-3"], "no model 'gemma-3'"),
+        (["gemma-2-2b", "--width", "17k"], "no dictionary 17k wide"),
+        (["tiny", "--sites", "neuron"], "no kind of site 'neuron'"),
+        (["tiny", "--device", "toaster"], "device='toaster' cannot be used"),
+        (["tiny", "--text", "nowhere.txt"], "cannot read nowhere.txt: No such file"),
+        (["tiny", "--out", "gates.svg"], "its name must end in .csv, .json"),
+        (["tiny", "--batch-size", "0"], "0 is not in the range x>=1"),
+        (["tiny", "--memory", "lots"], "memory='lots'; write for example '20GB'"),
+        (["tiny", "--memory", "1kB"], "alone takes"),
+    ],
+)
+def test_check_before_anything_is_measured(arguments, message):
+    assert message in refusal("check", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n  \n", "holds no texts; write one a line"),
+        (b"\xff\xfe", "is not text in UTF-8"),
+        (b"w1 w2\nw1 zebra\n", "text 2 of 2 cannot be read: "),
+    ],
+)
+def test_check_on_texts_that_cannot_be_used(own, tmp_path, content, message):
+    texts = tmp_path / "texts.txt"
+    texts.write_bytes(content)
+    assert message in refusal("check", own[1], *own[2:], "--text", texts)
+
+
+def test_check_of_a_model_that_does_not_know_english(own):
+    said = refusal("check", own[1], *own[2:])
+    assert "text 1 of 62 cannot be read" in said
+    assert "give texts of its own (--text)" in said

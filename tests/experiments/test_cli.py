@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
+from circuits import Site, splice
+from circuits.models import BUNDLED
 from experiments.ablation import pearson
 from experiments.cli import main
 
@@ -129,8 +131,85 @@ def test_info_lists_models_and_describes_each_kind(own):
     assert re.search(r"mlp\.2\s+96\s+10", folder), folder
 
 
+def test_info_says_what_loading_takes():
+    said = circuits("info", "gemma-2-2b", "--sites", "resid,mlp", "--width", "65k").output
+    assert "26 layers, d_model 2304, 8 heads, 2.61 billion weights" in said
+    assert re.search(r"mlp\s+65k\s+26\s+31\.\d GB", said), said
+    assert re.search(r"resid\s+65k\s+26\s+31\.\d GB", said), said
+    assert not re.search(r"^attn\s+\d+k\s+26\s", said, re.M), said
+    assert re.search(r"^to download +\d+\.\d GB", said, re.M), said
+    assert re.search(r"^model and all dictionaries +36\.\d GB +73\.\d GB", said, re.M), said
+    assert re.search(r"^model and two dictionaries +6\.\d GB +12\.\d GB", said, re.M), said
+    assert re.search(r"^cpu +\d.* free of \d+\.\d GB$", said, re.M), said
+    assert re.search(r"attn\s+16k\s+0-25", said), said  # what there is besides
+
+
+def test_info_of_a_model_without_the_default_dictionaries():
+    said = circuits("info", "gemma-2-27b").output
+    assert "choose dictionaries: gemma-2-27b has no dictionaries of kind attn, mlp" in said
+    assert re.search(r"resid\s+131k\s+10, 22, 34", said), said
+    chosen = circuits("info", "gemma-2-27b", "--sites", "resid", "--width", "131k").output
+    assert re.search(r"resid\s+131k\s+3\s+14\.\d GB", chosen), chosen
+
+
+def test_info_chooses_among_dictionaries_of_a_folder(own):
+    said = circuits("info", own[1], "--dictionaries", own[3], "--sites", "mlp").output
+    assert "mlp.2" in said
+    assert "resid.2" not in said
+
+
+def test_check_passes_the_bundled_model_and_writes_tables(tmp_path):
+    outs = [tmp_path / "gates.csv", tmp_path / "gates.json"]
+    options = [word for out in outs for word in ("--out", out)]
+    result = circuits("check", "tiny", "--sites", "mlp", "--device", "cpu", *options)
+    assert result.exit_code == 0, result.output
+    frame = pd.read_csv(outs[0])
+    assert list(frame["verdict"]) == ["passes"] * 4
+    for row in frame.to_dict("records"):
+        line = rf"{row['site']} .* {row['l0']:.1f} +{row['expected_l0']:g} "
+        assert re.search(rf"{line}.* {row['explained_variance']:.3f}  passes", result.output)
+    assert "all 4 sites pass, over 5,582 tokens of 400 texts" in result.output
+    assert json.loads(outs[1].read_text())["provenance"]["settings"]["texts"] == 400
+    assert f"wrote {outs[1]}" in result.output
+
+
+def test_check_loads_what_the_options_say(tiny, monkeypatch):
+    asked = {}
+
+    def load(name, **choice):
+        asked.update(choice, name=name)
+        return splice(tiny.bridge, {Site(1, "mlp"): tiny.dictionaries[Site(1, "mlp")]})
+
+    monkeypatch.setattr("circuits.load", load)
+    texts = BUNDLED / "tiny" / "texts.txt"
+    result = circuits(
+        "check", "gemma-2-2b", "--sites", "mlp, resid", "--width", "65k", "--l0", "nearest:50",
+        "--memory", "20GB", "--device", "cpu", "--text", texts,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert asked == {
+        "name": "gemma-2-2b", "dictionaries": None, "sites": ["mlp", "resid"], "width": "65k",
+        "l0": "nearest:50", "memory": "20GB", "device": "cpu",
+    }  # fmt: skip
+
+
+def test_check_fails_random_dictionaries_with_code_1(own, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("w1 w2 w3 w4 w5\n\nw9 w8 w7 w20 w11 w12\n")
+    out = tmp_path / "gates.json"
+    arguments = ["check", own[1], *own[2:], "--text", texts, "--out", out]
+    result = circuits(*arguments)
+    assert result.exit_code == 1, result.output
+    assert "9 of 9 sites fail, over 11 tokens of 2 texts" in result.output
+    assert "explained variance below 0 at " in result.output
+    assert "another hook point" in result.output
+    assert len(json.loads(out.read_text())["rows"]) == 9
+    assert circuits(*arguments).exit_code == 2  # the file is there now
+    assert circuits(*arguments, "--force").exit_code == 1
+
+
 def test_help_says_what_for_with_units_and_an_example():
-    for command in ("trace", "ablate", "faithfulness", "info"):
+    for command in ("info", "check", "trace", "ablate", "faithfulness"):
         text = circuits(command, "--help").output
         assert f"circuits {command} " in text.partition("Example")[2]
     for command, units in (
@@ -138,6 +217,8 @@ def test_help_says_what_for_with_units_and_an_example():
         ("ablate", "logits for a logit difference"),
         ("faithfulness", "without a unit"),
         ("info", "Widths count latents"),
+        ("check", "a share without a unit"),
+        ("check", "0 if all gates pass, 1 if one fails, 2 for bad input"),
     ):
         assert units in " ".join(circuits(command, "--help").output.split())
 
