@@ -1,0 +1,242 @@
+"""Gemma 2 at its true size with a dictionary at every site: time and memory of each step.
+
+Weights are random (bfloat16), dictionaries 16k wide with thresholds set so that some 85 latents are
+active at a token, all on disk in the true layout. They are made once, below --folder, and kept;
+a build that was interrupted continues where it was.
+
+    python benchmarks/full_size.py build     # the 2B model takes 5 GB, its 78 dictionaries 23 GB
+    python benchmarks/full_size.py measure   # makes 11 GB of mapped copies on its first run
+
+Multiples are of a bare forward and backward pass of the same Hugging Face model in the same run.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from tqdm import tqdm
+
+from circuits.sites import KINDS, Site
+
+ROOT = Path.home() / ".cache" / "gemma-circuits-full-size"
+REPOSITORY = {"attn": "scope-att", "mlp": "scope-mlp", "resid": "scope-res"}
+D_SAE, WIDTH, ACTIVE = 16384, "16k", 85
+N_TOKENS = 32
+
+
+@click.group(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    pass
+
+
+@main.command()
+@click.option("--size", default="gemma-2-2b", show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path), default=ROOT, show_default=True)
+def build(size: str, folder: Path) -> None:
+    """Make the model and its dictionaries."""
+    folder = folder / size
+    model_folder = folder / "model"
+    if not (model_folder / "tokenizer.json").exists():
+        build_model(size, model_folder)
+    build_dictionaries(model_folder, folder / "dictionaries")
+
+
+def build_model(size: str, folder: Path) -> None:
+    """A Hugging Face folder of the true shape; the tokenizer's words are w4, w5, ..."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedTokenizerFast
+
+    from circuits.shapes import shapes
+
+    shape = shapes()[size]
+    config = Gemma2Config(
+        vocab_size=shape.vocab,
+        hidden_size=shape.d_model,
+        intermediate_size=shape.d_mlp,
+        num_hidden_layers=shape.n_layers,
+        num_attention_heads=shape.n_heads,
+        num_key_value_heads=shape.n_kv_heads,
+        head_dim=shape.head_dim,
+        sliding_window=shape.sliding_window,
+        attn_logit_softcapping=shape.attn_softcap,
+        final_logit_softcapping=shape.final_softcap,
+        query_pre_attn_scalar=shape.query_pre_attn_scalar,
+    )
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.to_empty(device="cpu")
+    model.model.rotary_emb.__init__(config)  # its buffers are computed, not drawn
+    for weight in tqdm(list(model.parameters()), "weights"):
+        if weight.ndim > 1:
+            weight.data.normal_(0, 1.5 * weight.shape[-1] ** -0.5)  # keeps attention from flat
+        else:
+            weight.data.normal_(0, 0.1)
+    model.save_pretrained(folder)
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"w{i}" for i in range(4, shape.vocab))]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk")}
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, padding_side="right", **special
+    ).save_pretrained(folder)
+
+
+def build_dictionaries(model_folder: Path, folder: Path) -> None:
+    """Tied random dictionaries whose thresholds let `ACTIVE` latents through on the model."""
+    from circuits.dictionaries import Dictionary
+    from circuits.models import load_gemma
+    from circuits.npz import save_npz
+
+    activations = capture(load_gemma(str(model_folder), device="cpu"))
+    for number, (site, x) in enumerate(tqdm(sorted(activations.items()), "dictionaries")):
+        at = folder / REPOSITORY[site.kind] / f"layer_{site.layer}" / f"width_{WIDTH}"
+        path = at / f"average_l0_{ACTIVE}" / "params.npz"
+        if path.exists():
+            continue
+        generator = torch.Generator().manual_seed(number)
+        W_enc = torch.randn(x.shape[1], D_SAE, generator=generator) * x.shape[1] ** -0.5
+        pre = x @ W_enc
+        threshold = pre.flatten().kthvalue(round(pre.numel() * (1 - ACTIVE / D_SAE))).values
+        save_npz(
+            Dictionary(
+                W_enc=W_enc,
+                b_enc=torch.randn(D_SAE, generator=generator) * 0.01 * threshold,
+                threshold=threshold * (1 + 0.01 * torch.randn(D_SAE, generator=generator)),
+                W_dec=W_enc.T * 0.3,
+                b_dec=torch.randn(x.shape[1], generator=generator) * 0.01 * x.std(),
+            ),
+            path,
+        )
+
+
+def capture(bridge: Any) -> dict[Site, torch.Tensor]:
+    """What every site has on a few random prompts, `[tokens, d]`, float32, without BOS."""
+    ids = torch.tensor([prompt_ids(bridge.cfg.d_vocab, seed) for seed in range(1, 9)])
+    kept: dict[Site, torch.Tensor] = {}
+    from circuits.families import family_of
+
+    family = family_of(bridge)
+    sites = [Site(layer, kind) for layer in range(bridge.cfg.n_layers) for kind in KINDS]
+
+    def keep(site: Site) -> Callable[..., None]:
+        def hook(x: torch.Tensor, hook: Any) -> None:
+            kept[site] = x[:, 1:].flatten(2).flatten(0, 1).float()
+
+        return hook
+
+    hooks = [(family.hook_point(site), keep(site)) for site in sites]
+    with torch.no_grad(), bridge.hooks(fwd_hooks=hooks):
+        bridge(ids)
+    return kept
+
+
+def prompt_ids(d_vocab: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return [2, *torch.randint(4, d_vocab, (N_TOKENS - 1,), generator=generator).tolist()]
+
+
+@main.command()
+@click.option("--size", default="gemma-2-2b", show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path), default=ROOT, show_default=True)
+@click.option("--memory", default="20GB", show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--repeats", default=3, show_default=True)
+@click.option("--latents", default=2000, show_default=True, help="Of the graph.")
+def measure(size: str, folder: Path, memory: str, device: str, repeats: int, latents: int) -> None:
+    """Time and memory of loading, total effects and a graph."""
+    own = folder / size
+    os.environ["GEMMA_CIRCUITS_CACHE"] = str(own / "copies")
+    started = time.perf_counter()
+    from circuits import load
+
+    imported = time.perf_counter()
+    model = load(
+        str(own / "model"), dictionaries=own / "dictionaries", device=device, memory=memory
+    )
+    loaded = time.perf_counter()
+    where = torch.cuda.get_device_name() if device != "cpu" else cpu_name()
+    click.echo(f"{model!r}\n{model.dictionaries!r}, memory={memory}")
+    click.echo(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    click.echo(f"import {imported - started:.1f} s, load {loaded - imported:.1f} s")
+    show_memory("after loading", device)
+    steps = steps_of(model, latents)
+    times: dict[str, list[float]] = {label: [] for label in steps}
+    for turn in range(repeats + 1):
+        for label, step in steps.items():
+            begun = time.perf_counter()
+            step()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            times[label].append(time.perf_counter() - begun)
+            if turn == 0:
+                show_memory(f"after the first {label} ({times[label][0]:.1f} s)", device)
+    base = statistics.median(times["bare forward + backward"][1:])
+    click.echo("\n| step | first | median s | multiple of bare |\n| --- | --- | --- | --- |")
+    for label, taken in times.items():
+        median = statistics.median(taken[1:])
+        click.echo(f"| {label} | {taken[0]:.2f} | {median:.2f} | {median / base:.2f} |")
+
+
+def steps_of(model: Any, latents: int) -> dict[str, Callable[[], object]]:
+    from attribution import attribute, logit_diff, total_effects
+
+    words = [f"w{i}" for i in prompt_ids(model.d_vocab)[1:]]
+    prompt, metric = " ".join(words), logit_diff("w1000", "w2000")
+    ids = model.tokens(prompt)
+    assert ids.shape == (1, N_TOKENS), ids.shape
+    hf = model.bridge.original_model
+
+    def bare() -> None:
+        embedding = hf.get_input_embeddings()(ids).detach().requires_grad_()
+        logits = hf(inputs_embeds=embedding).logits
+        (logits[:, -1, 1000] - logits[:, -1, 2000]).sum().backward()
+
+    def effects() -> None:
+        sites = total_effects(model, prompt, metric).sites.values()
+        n_active = sum(len(site.pos) for site in sites)
+        l0 = n_active / len(sites) / (N_TOKENS - 1)
+        tqdm.write(f"{n_active} active latents, {l0:.0f} a token and site", file=sys.stderr)
+
+    def graph() -> None:
+        made = attribute(model, prompt, metric, max_latents=latents)
+        tqdm.write(repr(made), file=sys.stderr)
+
+    return {
+        "bare forward + backward": bare,
+        "total effects of every latent": effects,
+        f"graph of {latents} latents": graph,
+    }
+
+
+def show_memory(when: str, device: str) -> None:
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    now = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    parts = {k: int(now[k].split()[0]) / 1e6 for k in ("VmRSS", "RssAnon", "RssFile")}
+    click.echo(
+        f"{when}: resident {parts['VmRSS']:.1f} GB ({parts['RssAnon']:.1f} own, "
+        f"{parts['RssFile']:.1f} mapped from files), peak {kilobytes / 1e6:.1f} GB"
+    )
+    if device != "cpu":
+        click.echo(f"  on the GPU: peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
+
+
+def cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+if __name__ == "__main__":
+    main()
