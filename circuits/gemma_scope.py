@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -15,7 +15,9 @@ from circuits.catalogue import (
     catalogue,
     choose_files,
     file_at,
+    ranges,
 )
+from circuits.dictionary_formats import find_dictionaries
 from circuits.errors import UserError
 from circuits.hub import (
     Revision,
@@ -86,7 +88,8 @@ def scope_files(
     model = model.removeprefix("google/")
     if model not in catalogue():
         raise UserError(
-            f"Gemma Scope has no dictionaries for {model!r}, only for {', '.join(catalogue())}"
+            f"Gemma Scope has no dictionaries for {model!r}, only for {', '.join(catalogue())}; "
+            "those of a base model also fit its other forms: dictionaries='gemma-2-2b'"
         )
     known = catalogue()[model]
     check_revision(revision, [f"google/{model}", *(file.source for file in known)], model)
@@ -135,7 +138,9 @@ def fetch(
     Raises:
         UserError: the hub refuses or cannot be reached, or a file is damaged.
     """
-    return gather(files, locator(revision), device=device, dtype=dtype, memory=memory)
+    locate = locator(revision)
+    places = {file.site: partial(locate, file) for file in files}
+    return gather(places, device=device, dtype=dtype, memory=memory)
 
 
 def locator(revision: Revision = None) -> Callable[[DictionaryFile], Path]:
@@ -166,12 +171,16 @@ def dictionaries_from_folder(
     dtype: torch.dtype | None = None,
     memory: str | int | None = None,
 ) -> DictionaryStore:
-    """The dictionaries in a folder that mirrors the hub, in the order of the sites.
+    """The dictionaries in a folder: a mirror of the hub, or what other libraries saved.
 
-    In `folder` lies one folder a kind, its name ending in `-res`, `-att`, `-mlp` or
+    In a mirror lies one folder a kind, its name ending in `-res`, `-att`, `-mlp` or
     `-transcoders`, below it `layer_L/width_W/average_l0_X/params.npz`; the embedding's are in
     `embedding/` of the one ending in `-res`. `width` and `l0` choose where a layer has several
     files; the other arguments are those of `gemma_scope`.
+
+    A folder without such folders is searched for dictionaries that SAELens, dictionary_learning or
+    safetensors saved (`circuits.dictionary_formats`), each at the site that it says it belongs to;
+    those at `sites` and `layers` are taken.
 
     Raises:
         UserError: no such folder, two folders of one kind, a site asked for that is not there,
@@ -181,6 +190,9 @@ def dictionaries_from_folder(
     kinds = check_kinds(sites)
     layers = None if layers is None else tuple(layers)
     homes = _kind_folders(folder, kinds)
+    if not homes:
+        places = _other_formats(folder, kinds, layers)
+        return gather(places, device=device, dtype=dtype, memory=memory)
     if "mlp" in kinds and "mlp" not in homes and "transcoder" in homes:
         raise UserError(
             f"{homes['transcoder']} holds transcoders; ask for them with sites=('transcoder',), "
@@ -201,13 +213,8 @@ def dictionaries_from_folder(
         take_only=True,
         owner=str(folder),
     )
-    return gather(
-        chosen,
-        lambda file: Path(file.source) / file.path / "params.npz",
-        device=device,
-        dtype=dtype,
-        memory=memory,
-    )
+    places = {f.site: partial(Path, f.source, f.path, "params.npz") for f in chosen}
+    return gather(places, device=device, dtype=dtype, memory=memory)
 
 
 def _home_of(kind: str) -> str:
@@ -216,7 +223,7 @@ def _home_of(kind: str) -> str:
 
 
 def _kind_folders(folder: Path, kinds: Sequence[str]) -> dict[str, Path]:
-    """The folder of each kind in `folder`; of those for `kinds` there must not be two."""
+    """The folder of each kind in `folder`, if any; of those for `kinds` there must not be two."""
     if not folder.is_dir():
         raise UserError(
             f"no folder {folder}; name one that holds folders ending in -res, -att, -mlp"
@@ -231,9 +238,29 @@ def _kind_folders(folder: Path, kinds: Sequence[str]) -> dict[str, Path]:
             )
         if kind is not None:
             homes[kind] = child
-    if not homes:
-        raise UserError(f"{folder} holds no folder whose name ends in -res, -att or -mlp")
     return homes
+
+
+def _other_formats(
+    folder: Path, kinds: Sequence[str], layers: Sequence[int] | None
+) -> dict[Site, Callable[[], Path]]:
+    """The dictionaries below `folder`, by the sites that they say they belong to."""
+    try:
+        found = find_dictionaries(folder)
+    except UserError as error:
+        mirror = f"{folder} holds no folder whose name ends in -res, -att or -mlp"
+        raise UserError(f"{mirror}; and {error}") from error
+    wanted = {
+        site: partial(Path, path)
+        for site, path in found.items()
+        if site.kind in kinds and (layers is None or site.layer in layers)
+    }
+    if not wanted:
+        raise UserError(
+            f"{folder} has dictionaries at {', '.join(map(str, found))}, none of kind "
+            f"{', '.join(kinds)}" + ("" if layers is None else f" at layers {ranges(layers)}")
+        )
+    return wanted
 
 
 def _files_of(home: Path, layers: Iterable[int] | None) -> Iterator[DictionaryFile]:

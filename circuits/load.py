@@ -1,24 +1,27 @@
 """A model with its dictionaries, in one call."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from circuits.catalogue import catalogue
 from circuits.errors import UserError
 from circuits.gemma_scope import dictionaries_from_folder, fetch, scope_files
 from circuits.hub import Revision
 from circuits.memory import parse_bytes, show_bytes
 from circuits.models import BUNDLED, HUB_MODELS, bundled_models, load_gemma
-from circuits.sites import KINDS, check_kinds
+from circuits.sites import KINDS, Site, check_kinds
+from circuits.sources import gather
 from circuits.splice import SplicedModel, splice
 
 
 def load(
     name: str | Path,
     *,
-    dictionaries: str | Path | None = None,
+    dictionaries: str | Path | Mapping[Site, str | Path] | None = None,
     sites: Iterable[str] = KINDS,
     width: str = "16k",
     l0: str | int = "canonical",
@@ -32,14 +35,19 @@ def load(
     Args:
         name: `tiny` (ships with the project), a Gemma 2 such as `gemma-2-2b` (from the Hugging
             Face hub, with Gemma Scope), or a Hugging Face folder of your own.
-        dictionaries: A folder that mirrors the hub: one folder a kind, its name ending in `-res`,
-            `-att` or `-mlp`, below it `layer_L/width_W/average_l0_X/params.npz`. Needed for a
-            folder of your own, optional for the others.
+        dictionaries: A folder that mirrors the hub (one folder a kind, its name ending in `-res`,
+            `-att` or `-mlp`, below it `layer_L/width_W/average_l0_X/params.npz`), or with
+            dictionaries of SAELens, dictionary_learning or safetensors that say their sites; or
+            the path of each by its site: `{Site(12, "resid"): "my-sae/"}`. Needed for a model
+            folder of your own, optional for the others. Or the name of the model whose Gemma Scope
+            to take: `load("gemma-2-2b-it", dictionaries="gemma-2-2b")`.
         sites: Kinds of site: any of `attn`, `mlp`, `resid`.
         width: Which width of dictionary, where a layer has several: `16k`, `65k`, ...
         l0: Which sparsity: `canonical` (average L0 nearest 100), a number, or `nearest:50`.
         device: CUDA when there is one, by default.
-        dtype: Of the model and the dictionaries; by default the one the model is stored in.
+        dtype: Of the model and the matrices of dictionaries; by default bfloat16 for the models of
+            the hub, and the one that a folder is stored in. Activations, thresholds, errors and
+            sums are float32.
         memory: What the model and the dictionaries together may take on the device, such as
             `"20GB"`. Dictionaries that do not fit are read from the disk whenever they are needed,
             with the same results. By default dictionaries take three quarters of what is free.
@@ -51,14 +59,17 @@ def load(
         UserError: something named here does not exist or cannot be read, or `memory` is too little.
     """
     name = str(name)
+    scope = _scope(name, dictionaries)
     total = None if memory is None else parse_bytes(memory)
     choice = {"sites": check_kinds(sites), "width": width, "l0": l0}
     bundled = name in bundled_models()
     pins = revision if isinstance(revision, Mapping) else None
     files = None
-    if dictionaries is None and name in HUB_MODELS:
+    if scope is not None:
         # a wrong choice is answered before the model is downloaded
-        files = scope_files(name, **choice, revision=pins)
+        if pins is not None:  # the model's own pin is for `load_gemma`
+            pins = {repo: pin for repo, pin in pins.items() if repo != HUB_MODELS.get(name)}
+        files = scope_files(scope, **choice, revision=pins)
     elif dictionaries is None and not bundled and Path(name).is_dir():
         raise UserError(
             f"say where the dictionaries of {name} are: dictionaries=folder (--dictionaries)"
@@ -70,10 +81,19 @@ def load(
         where["memory"] = _left(total, bridge.original_model, name)
     if files is not None:
         found = fetch(files, revision=pins, **where)
+    elif isinstance(dictionaries, Mapping):
+        found = gather({site: partial(Path, p) for site, p in dictionaries.items()}, **where)
     else:
         folder = dictionaries or BUNDLED / name / "dictionaries"
         found = dictionaries_from_folder(folder, **choice, **where)
     return splice(bridge, found, name=name, example_texts=_texts(name) if bundled else ())
+
+
+def _scope(name: str, dictionaries: object) -> str | None:
+    """The model whose Gemma Scope is meant, if it is."""
+    if isinstance(dictionaries, str) and dictionaries in catalogue():
+        return dictionaries
+    return name if dictionaries is None and name in HUB_MODELS else None
 
 
 def _left(total: int, huggingface: Any, name: str) -> int:

@@ -38,14 +38,15 @@ def copy_path(source: Path, dtype: torch.dtype) -> Path:
     """Where the copy of `source` in `dtype` is, or would be.
 
     A file in the Hugging Face cache is known by its content (its blob's name is the content's
-    hash), another by its path, size and time of change: a changed file has another copy.
+    hash), another by its path, size and time of change, a folder by its files': what has changed
+    has another copy.
     """
     source = source.resolve()
     identity = source.name
     if source.parent.name != "blobs":
-        status = source.stat()
-        told = f"{source}:{status.st_size}:{status.st_mtime_ns}"
-        identity = hashlib.sha256(told.encode()).hexdigest()
+        files = sorted(source.iterdir()) if source.is_dir() else [source]
+        told = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+        identity = hashlib.sha256(repr(told).encode()).hexdigest()
     return copies_folder() / f"{identity}.{str(dtype).removeprefix('torch.')}.safetensors"
 
 
@@ -55,7 +56,7 @@ def mapped_copy(source: Path, dtype: torch.dtype, read: Callable[[], Dictionary]
     Written whole or not at all, once, however many processes ask for it.
 
     Args:
-        source: The file that the copy is of.
+        source: The file, or the folder, that the copy is of.
         dtype: Of its matrices.
         read: Reads the dictionary from `source` in `dtype`.
 

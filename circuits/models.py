@@ -74,7 +74,8 @@ def load_gemma(
             Face hub, with your own access), or a folder in Hugging Face's format with a model of
             any family in `circuits.families`.
         device: CUDA when there is one, by default.
-        dtype: The one the weights are stored in, by default.
+        dtype: By default bfloat16 for the models of the hub (base Gemma 2 is stored in float32,
+            which takes twice the memory), and the dtype that a folder is stored in.
         revision: A commit, tag or branch of the model's repository; `main` by default.
 
     Raises:
@@ -87,7 +88,9 @@ def load_gemma(
     config = _read_config(folder)
     if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model")):
         raise UserError(f"{folder} has no tokenizer.json; save the model's tokenizer there too")
-    if dtype is None:
+    if dtype is None and name in HUB_MODELS:
+        dtype = torch.bfloat16
+    elif dtype is None:
         dtype = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
     with _quiet(folder):
         try:

@@ -2,7 +2,6 @@
 
 import io
 import math
-import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -14,12 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuits.catalogue import FOLDER
 from circuits.dictionaries import ARRAYS, Dictionary, check_finite, check_shapes, dtype_of
 from circuits.errors import UserError
 from circuits.files import write_atomically
-
-LAYOUT = re.compile(r"layer_(?P<layer>\d+)/width_(?P<width>\w+)/average_l0_(?P<l0>\d+(?:\.\d+)?)")
-"""The folders of a `params.npz`, as Gemma Scope names them."""
 
 BLOCK = 2**24
 """Bytes read at a time: no array is held in two dtypes."""
@@ -53,7 +50,7 @@ def load_npz(
                 array = _read_array(member, key, dtype_of(key, dtype or torch.float32))
             check_finite(key, array, path)
             tensors[key] = array.to(device)
-    layout = LAYOUT.fullmatch("/".join(path.absolute().parts[-4:-1]))
+    layout = FOLDER.fullmatch("/".join(path.absolute().parts[-4:-1]))
     name, l0 = (layout[0], float(layout["l0"])) if layout else (str(path), None)
     return Dictionary(**tensors, name=name, average_l0=l0)
 

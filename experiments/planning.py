@@ -227,8 +227,7 @@ def plan(
         l0: Which sparsity: `canonical`, a number, or `nearest:50`.
         revision: What is looked for in the cache: a commit, tag or branch of the model's
             repository, or a mapping from the names of repositories to theirs.
-        dtype: Of the model and the dictionaries in memory; by default the one the model is stored
-            in, and bfloat16 while its `config.json` is not in the cache.
+        dtype: Of the model and the dictionaries in memory; bfloat16 by default, as in `load`.
 
     Raises:
         UserError: no such model or dictionaries in the catalogue, or no such repository to pin.
@@ -242,7 +241,7 @@ def plan(
     chosen = choose_files(known, sites=sites, layers=layers, width=width, l0=l0, owner=model)
     shape = shapes()[model]
     weights = _weights(model, shape, cache, revision)
-    dtype = dtype or weights.stored or torch.bfloat16
+    dtype = dtype or torch.bfloat16
     pins = revision if isinstance(revision, Mapping) else None
     files = tuple(_planned(file, shape, cache, pins, dtype) for file in chosen)
     return Plan(model, weights, files, dtype, _memory(), cache)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Whether the dictionaries fit the model; run it first.")
 @click.argument("model", metavar="MODEL")
 @click.option(
-    "--dictionaries", metavar="DIR", type=click.Path(path_type=Path),
+    "--dictionaries", metavar="DIR|NAME",
     help="A folder that mirrors the hub: folders ending in -res, -att, -mlp.",
 )  # fmt: skip
 @click.option("--sites", metavar="KINDS", help="Kinds of site: attn,mlp,resid (the default).")
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 def check(
     model: str,
-    dictionaries: Path | None,
+    dictionaries: str | None,
     sites: str | None,
     width: str | None,
     l0: str | None,

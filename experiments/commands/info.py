@@ -56,7 +56,9 @@ def info(
         if choice or dictionaries is not None:
             raise UserError("say which model the options are about, for example gemma-2-2b")
         _list_models()
-    elif model in HUB_MODELS and dictionaries is None:
+    elif model in HUB_MODELS and dictionaries is not None:
+        raise UserError(f"leave out --dictionaries: of {model}, info lists Gemma Scope's")
+    elif model in HUB_MODELS:
         _describe_hub(model, choice)
     else:
         from circuits import load

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -41,13 +40,19 @@ _OPTIONS = (
         help="tiny (bundled, the default), gemma-2-2b, ..., or a Hugging Face folder.",
     ),
     click.option(
-        "--dictionaries", metavar="DIR", type=click.Path(path_type=Path),
-        help="A folder that mirrors the hub: folders ending in -res, -att, -mlp.",
+        "--dictionaries", metavar="DIR|NAME",
+        help="A folder that mirrors the hub (folders ending in -res, -att, -mlp) or holds other "
+        "libraries' dictionaries; or the name of a model whose Gemma Scope to take.",
     ),
     click.option("--sites", metavar="KINDS", help="Kinds of site: attn,mlp,resid (the default)."),
     click.option("--width", help="Of several dictionaries at a site: 16k (the default)."),
     click.option("--l0", help="And of several L0: canonical (the default), 71, nearest:50."),
     click.option("--device", help="cpu, cuda, ...; CUDA when there is one, by default."),
+    click.option(
+        "--memory", metavar="AMOUNT",
+        help="What the model and its dictionaries may take, for example 20GB; the others are read "
+        "from the disk when they are needed. Default: three quarters of what is free.",
+    ),
 )  # fmt: skip
 
 
@@ -55,7 +60,7 @@ def asks(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say what it is about, as one `asked` argument."""
 
     names = ("task", "example", "target", "foil", "corrupted", "metric", "model", "dictionaries",
-             "sites", "width", "l0", "device")  # fmt: skip
+             "sites", "width", "l0", "device", "memory")  # fmt: skip
 
     def gathered(subject: str | None, **options: Any) -> Any:
         asked = Asked(subject, **{name: options.pop(name) for name in names})
@@ -85,11 +90,12 @@ class Asked:
     corrupted: str | None
     metric: str | None
     model: str | None
-    dictionaries: Path | None
+    dictionaries: str | None
     sites: str | None
     width: str | None
     l0: str | None
     device: str | None
+    memory: str | None
 
 
 @dataclass(frozen=True)
@@ -223,6 +229,7 @@ def _load(asked: Asked, name: str, *, sites: str = "attn,mlp,resid") -> SplicedM
         width=asked.width or "16k",
         l0=asked.l0 or "canonical",
         device=asked.device,
+        memory=asked.memory,
     )
 
 
@@ -289,7 +296,7 @@ def _check_dictionaries(model: SplicedModel, recorded: dict[str, Any], path: str
     """Refuse to test a graph with other dictionaries than it was made with."""
     from circuits.errors import UserError
 
-    loaded = {str(site): dictionary.name for site, dictionary in model.dictionaries.items()}
+    loaded = {str(site): model.dictionaries.summary(site).name for site in model.sites}
     for site, entry in recorded.items():
         if loaded.get(site) != entry.get("name"):
             raise UserError(

@@ -44,7 +44,7 @@ for line in sys.stdin:
         print(model, torch.equal(model.run(ids, keep), model.bridge(ids)), flush=True)
 """
 
-LOADED = "SplicedModel('gemma-2-2b', layers 0-25 at mlp, resid, float32, cpu) True"
+LOADED = "SplicedModel('gemma-2-2b', layers 0-25 at mlp, resid, bfloat16, cpu) True"
 
 
 @pytest.fixture(scope="module")

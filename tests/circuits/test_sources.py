@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from attribution import logit_diff, total_effects
 from circuits import Site, UserError, load, sources
@@ -53,7 +54,7 @@ def test_a_copy_gives_the_same_dictionary(folder, monkeypatch, dtype):
 @pytest.mark.usefixtures("every_file_is_large")
 def test_the_file_is_not_read_again(folder, monkeypatch):
     dictionaries_from_folder(folder)
-    monkeypatch.setattr(sources, "load_npz", None)
+    monkeypatch.setattr(sources, "load_dictionary", None)
     assert dictionaries_from_folder(folder)[Site(1, "mlp")].d_sae == 96
 
 
@@ -100,3 +101,20 @@ def test_memory_that_cannot_be_is_refused(folder, gemma_folder, memory, message)
 def test_memory_for_less_than_two_dictionaries_is_refused(folder, gemma_folder, weights):
     with pytest.raises(UserError, match=r"need at least .* two at a time"):
         load(gemma_folder, dictionaries=folder, device="cpu", memory=weights + 1000)
+
+
+def test_dictionaries_of_other_libraries_load_from_a_folder_or_one_by_one(tmp_path, gemma_folder):
+    """Two plain safetensors files, one of which says its site."""
+    made = random_dictionaries()
+    site, other = Site(1, "mlp"), Site(2, "resid")
+    arrays = {key: array.contiguous() for key, array in made[site].arrays.items()}
+    (tmp_path / "a").mkdir()
+    metadata = {"hook_name": "blocks.1.hook_mlp_out"}
+    save_file(arrays, tmp_path / "a" / "params.safetensors", metadata=metadata)
+    model = load(gemma_folder, dictionaries=tmp_path, device="cpu")
+    assert model.sites == (site,)
+    torch.testing.assert_close(model.dictionaries[site].W_enc, made[site].W_enc)
+    both = load(gemma_folder, dictionaries={site: tmp_path / "a", other: tmp_path / "a"})
+    assert both.sites == (site, other)
+    with pytest.raises(UserError, match=r"has dictionaries at mlp\.1, none of kind attn"):
+        load(gemma_folder, dictionaries=tmp_path, sites=["attn"])

@@ -137,7 +137,7 @@ def test_weights_by_their_index(cache):
     weights = plan("gemma-2-2b").weights
     assert (len(weights.cached), weights.n_files, weights.complete) == (2, 3, False)
     assert weights.n_bytes == (weights.in_memory(torch.float32),) * 2
-    assert plan("gemma-2-2b").dtype == torch.float32  # as `load` takes it
+    assert plan("gemma-2-2b").dtype == torch.bfloat16  # as `load` takes it, however it is stored
     into_cache(cache, MODEL, shards[2], b"the last")
     planned = plan("gemma-2-2b")
     assert planned.weights.complete
