@@ -129,7 +129,7 @@ def attribute(
     chosen = choose(effects, max_latents)
     nodes = _lay_out(effects, chosen)
     cut = local_pass(model, ids, bind(metric, model), freeze)
-    edges = direct_effects(model, nodes.nodes, cut, batch_size=batch_size)
+    edges = direct_effects(model, nodes.nodes, nodes.acts, cut, batch_size=batch_size)
     settings = {
         "estimator": effects.estimator,
         "downstream": downstream,
@@ -212,6 +212,7 @@ def record(
             for site in model.sites
             for d in [model.dictionaries.summary(site)]
         },
+        "dictionaries_from": model.dictionaries_from,
         "prompt": asdict(prompt) if isinstance(prompt, Prompt) else {"text": prompt},
         "metric": metric,
         "settings": settings,

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attribution.gradients import checked
-from attribution.metrics import Score
+from attribution.metrics import AtLast, Score
 from circuits import BiasNode, ErrorNode, LatentNode, LogitNode, Node, Site, SplicedModel, TokenNode
 from circuits.active import Active, write_active
 from circuits.freeze import Freeze
@@ -61,7 +61,8 @@ def local_pass(model: SplicedModel, ids: Tensor, score: Score, freeze: Freeze) -
 
     with torch.enable_grad():
         hooks = {site: cut(site) for site in model.sites}
-        logits = model.forward(ids, hooks, freeze=freeze, embedding=cut(None))
+        last = isinstance(score, AtLast)
+        logits = model.forward(ids, hooks, freeze=freeze, embedding=cut(None), last_only=last)
         values = checked(score(logits), 1)
     return LocalPass(inputs, leaves, values, model.reads(ids)[0])
 
@@ -96,7 +97,7 @@ class Sources:
 
 
 def find_sources(
-    model: SplicedModel, nodes: Sequence[Node], cut: LocalPass
+    model: SplicedModel, nodes: Sequence[Node], acts: Tensor, cut: LocalPass
 ) -> dict[Site | None, Sources]:
     """The sources among `nodes`, leaf by leaf; each dictionary is read once, at these latents.
 
@@ -120,17 +121,17 @@ def find_sources(
         latents = torch.tensor([n.latent for n in chosen], dtype=torch.long, device=device)
         pos = torch.tensor([n.pos for n in chosen], dtype=torch.long, device=device)
         columns, biases = dictionary.W_enc.T[latents], dictionary.b_enc[latents].float()
-        read = cut.inputs[site].detach()[0].float()
-        acts = (read[pos] * columns.float()).sum(-1) + biases
+        at = torch.tensor([index[n] for n in chosen], dtype=torch.long)
+        on = acts[at].to(device)
         bias = dictionary.b_dec.float() * cut.reads[:, None]
-        written, _ = write_active(dictionary.W_dec, Active(pos, latents, acts), n_pos)
+        written, _ = write_active(dictionary.W_dec, Active(pos, latents, on), n_pos)
         sources[site] = Sources(
             pos,
-            acts,
+            on,
             columns,
             biases,
             dictionary.W_dec[latents],
-            torch.tensor([index[n] for n in chosen], dtype=torch.long, device=device),
+            at.to(device),
             x - bias - written.float(),
             torch.tensor([index[ErrorNode(site, p)] for p in range(n_pos)], device=device),
             bias,
@@ -143,6 +144,7 @@ def find_sources(
 def direct_effects(
     model: SplicedModel,
     nodes: Sequence[Node],
+    acts: Tensor,
     cut: LocalPass,
     *,
     batch_size: int = 128,
@@ -155,11 +157,12 @@ def direct_effects(
     Args:
         model: The spliced model.
         nodes: Every token, bias and error node of the prompt, the chosen latents, one logit node.
+        acts: The activation of each latent among them, `[n]`.
         cut: From `local_pass`.
         batch_size: Targets of one backward pass.
     """
     assert isinstance(nodes[-1], LogitNode)
-    sources = find_sources(model, nodes, cut)
+    sources = find_sources(model, nodes, acts, cut)
     blocks = [(torch.tensor([len(nodes) - 1]), _metric_row(sources, cut, len(nodes)))]
     total = sum(len(sources[site].pos) for site in model.sites)
     with tqdm(total=total, desc="edges", unit="latent", disable=None, delay=1) as bar:

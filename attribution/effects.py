@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from attribution.gradients import gradients
 from attribution.metrics import Metric, Score, bind, metric_name
@@ -151,9 +152,9 @@ def total_effects(
         UserError: an unknown convention, or a metric that gives no gradient.
     """
     ids = model.tokens(prompt)
-    result = gradients(model, ids, bind(metric, model), downstream=downstream, freeze=freeze)
     reference = reference or zero_reference(model, prompt)
     check_reference(model, reference, ids)
+    result = gradients(model, ids, bind(metric, model), downstream=downstream, freeze=freeze)
     reads = model.reads(ids)
     change = result.embedding[0] - reference.trace.embedding
     return Effects(
@@ -166,7 +167,9 @@ def total_effects(
             site: site_effects(
                 model, site, x[0], result.grads[site][0], reads, reference, downstream
             )
-            for site, x in result.inputs.items()
+            for site, x in tqdm(
+                result.inputs.items(), "total effects", unit="site", disable=None, delay=1
+            )
         },
         token_effect=(result.embedding_grad[0].float() * change.float()).sum(-1),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attribution.metrics import Score
+from attribution.metrics import AtLast, Score
 from circuits import Site, SplicedModel, UserError
 from circuits.active import Reconstruction
 from circuits.freeze import LIVE, Freeze
@@ -83,7 +83,7 @@ def gradients(
                 if clean_errors is not None:
                     x = (reconstruction + clean_errors[site]).to(x.dtype)
                 else:  # the pass's own errors: its values stay what they are, bit for bit
-                    x = x.detach() + (reconstruction - reconstruction.detach())
+                    x = x.detach() + (reconstruction - reconstruction.detach()).to(x.dtype)
             outputs[site] = x
             return x
 
@@ -94,7 +94,13 @@ def gradients(
         return start[0]
 
     with torch.enable_grad():
-        logits = model.forward(ids, {s: at(s) for s in model.sites}, freeze=freeze, embedding=embed)
+        logits = model.forward(
+            ids,
+            {site: at(site) for site in model.sites},
+            freeze=freeze,
+            embedding=embed,
+            last_only=isinstance(score, AtLast),
+        )
         values = checked(score(logits), len(ids))
         wanted = [start[0], *outputs.values()]
         grads = torch.autograd.grad(values.sum(), wanted, allow_unused=True)

@@ -20,8 +20,9 @@ class Metric:
 
     Attributes:
         name: For tables, records and the graph's logit node.
-        bind: Looks up the tokens in the model's vocabulary and returns the score. All rows given
-            to a score are equally long: the answer is read at the last position.
+        bind: Looks up the tokens in the model's vocabulary and returns the score. It is given the
+            logits of the last position alone, `[batch, 1, vocab]`: with 256,000 words, those of
+            the others would take most of the memory. All rows are equally long.
         flat_at_clean: Whether its gradient on the clean run is zero, so that it can be measured
             but not attributed.
     """
@@ -31,13 +32,23 @@ class Metric:
     flat_at_clean: bool = False
 
 
+@dataclass(frozen=True)
+class AtLast:
+    """A score that needs the logits of the last position alone."""
+
+    score: Score
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return self.score(logits)
+
+
 def bind(metric: Metric | Score, model: SplicedModel) -> Score:
-    """The score of `metric` on `model`; a plain function of the logits is a score already."""
+    """The score of `metric` on `model`; a plain function of all logits is a score already."""
     if not isinstance(metric, Metric) and not callable(metric):
         raise UserError(
             f"{metric!r} is no metric; give logit_diff(prompt), or a function of logits"
         )
-    return metric.bind(model) if isinstance(metric, Metric) else metric
+    return AtLast(metric.bind(model)) if isinstance(metric, Metric) else metric
 
 
 def metric_name(metric: Metric | Score) -> str:
@@ -114,7 +125,8 @@ def kl(prompt: Prompt | str) -> Metric:
 
     def bound(model: SplicedModel) -> Score:
         with torch.no_grad():
-            clean = model(prompt)[:, -1].float().log_softmax(-1)
+            logits = model.run(model.tokens(prompt), last_only=True)
+            clean = logits[:, -1].float().log_softmax(-1)
 
         def score(logits: Tensor) -> Tensor:
             changed = logits[:, -1].float().log_softmax(-1)

@@ -76,6 +76,7 @@ def build_model(size: str, folder: Path) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.to_empty(device="cpu")
+    model.tie_weights()
     model.model.rotary_emb.__init__(config)  # its buffers are computed, not drawn
     for weight in tqdm(list(model.parameters()), "weights"):
         if weight.ndim > 1:

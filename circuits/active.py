@@ -1,7 +1,8 @@
 """A dictionary read at its active latents alone: all of the encoder, few rows of the decoder.
 
 The same numbers as `Dictionary.encode` and `decode`, which touch every latent at every position.
-Sums are in float32 (or wider) whatever the dtype of the matrices.
+What latents write is summed in float32 (or wider) whatever the dtype of the matrices;
+pre-activations are rounded as `encode` rounds them, to the dtype of the matrices.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,12 @@ class Active:
     latent: Tensor
     acts: Tensor
 
+    @classmethod
+    def of(cls, acts: Tensor) -> "Active":
+        """Those of dense activations `[pos, d_sae]` that are not zero."""
+        pos, latent = acts.nonzero(as_tuple=True)
+        return cls(pos, latent, acts[pos, latent])
+
 
 @torch.no_grad()
 def find_active(dictionary: Dictionary, x: Tensor, reads: Tensor) -> Active:
@@ -44,9 +51,8 @@ def find_active(dictionary: Dictionary, x: Tensor, reads: Tensor) -> Active:
     parts = []
     for first in range(0, len(x), n_block):
         here = slice(first, first + n_block)
-        acts = dictionary.encode(x[here]) * reads[here, None]
-        pos, latent = acts.nonzero(as_tuple=True)
-        parts.append((pos + first, latent, acts[pos, latent]))
+        found = Active.of(dictionary.encode(x[here]) * reads[here, None])
+        parts.append((found.pos + first, found.latent, found.acts))
     return Active(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
@@ -109,9 +115,9 @@ class Reconstruction(torch.autograd.Function):
         dictionary = dictionaries[site]
         active = find_active(dictionary, flat, flat_reads)
         ctx.save_for_backward(active.pos, active.latent, flat_reads)
-        ctx.dictionaries, ctx.site = dictionaries, site
+        ctx.dictionaries, ctx.site, ctx.dtype = dictionaries, site, x.dtype
         written = reconstruct(dictionary, flat, flat_reads, active)
-        return written.to(x.dtype).view(*x.shape[:2], -1)
+        return written.view(*x.shape[:2], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -125,7 +131,7 @@ class Reconstruction(torch.autograd.Function):
         to_x, _ = write_active(dictionary.W_enc.T, Active(pos, latent, along), len(flat))
         if dictionary.W_skip is not None:
             to_x += (flat * reads[:, None]).to(dictionary.W_skip.dtype) @ dictionary.W_skip.T
-        return to_x.to(grad.dtype).view(*grad.shape[:2], -1), None, None, None
+        return to_x.to(ctx.dtype).view(*grad.shape[:2], -1), None, None, None
 
 
 def _blocks(active: Active, n_pos: int, d_out: int) -> Iterator[tuple[slice, Tensor]]:

@@ -144,8 +144,8 @@ def find_dictionaries(folder: str | Path) -> dict[Site, Path]:
         site = site_of(place)
         if site is None:
             raise UserError(
-                f"{place} does not say to which site it belongs; give it by name, as "
-                "{Site.parse('mlp.3'): load_dictionary(path)}, or move it elsewhere"
+                f"{place} does not say to which site it belongs; load it from Python by site: "
+                "dictionaries={'mlp.3': path}"
             )
         if site in found:
             raise UserError(f"two dictionaries for {site}: {found[site]} and {place}; keep one")

@@ -87,10 +87,7 @@ def scope_files(
     """
     model = model.removeprefix("google/")
     if model not in catalogue():
-        raise UserError(
-            f"Gemma Scope has no dictionaries for {model!r}, only for {', '.join(catalogue())}; "
-            "those of a base model also fit its other forms: dictionaries='gemma-2-2b'"
-        )
+        raise no_scope(model)
     known = catalogue()[model]
     check_revision(revision, [f"google/{model}", *(file.source for file in known)], model)
     kinds = check_kinds(sites)
@@ -106,6 +103,15 @@ def scope_files(
         if not more:
             raise
     return choose([*known, *more])
+
+
+def no_scope(model: str) -> UserError:
+    """Gemma Scope has nothing for `model`."""
+    base = model.removesuffix("-it")
+    message = f"Gemma Scope has no dictionaries for {model!r}, only for {', '.join(catalogue())}"
+    if base in catalogue():
+        message += f"; load those of {base}: dictionaries={base!r} (--dictionaries {base})"
+    return UserError(message)
 
 
 def _on_the_hub(

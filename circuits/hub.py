@@ -185,7 +185,8 @@ def hub_error(error: BaseException, repo: str, filename: str) -> UserError:
             f"{what}: no space left on the disk of {constants.HF_HUB_CACHE}; "
             "make room or set HF_HOME to another disk"
         )
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    unusable = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST)
+    if isinstance(error, OSError) and error.errno in unusable:
         return UserError(
             f"{what}: {constants.HF_HUB_CACHE} cannot be written ({error.strerror}); "
             "set HF_HOME to a folder that can"

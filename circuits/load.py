@@ -1,6 +1,7 @@
 """A model with its dictionaries, in one call."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 import torch
 
 from circuits.catalogue import catalogue
+from circuits.dictionaries import Dictionary
 from circuits.errors import UserError
 from circuits.gemma_scope import dictionaries_from_folder, fetch, scope_files
 from circuits.hub import Revision
 from circuits.memory import parse_bytes, show_bytes
 from circuits.models import BUNDLED, HUB_MODELS, bundled_models, load_gemma
+from circuits.shapes import shapes
 from circuits.sites import KINDS, Site, check_kinds
 from circuits.sources import gather
 from circuits.splice import SplicedModel, splice
@@ -21,7 +24,7 @@ from circuits.splice import SplicedModel, splice
 def load(
     name: str | Path,
     *,
-    dictionaries: str | Path | Mapping[Site, str | Path] | None = None,
+    dictionaries: str | Path | Mapping[Site, str | Path | Dictionary] | None = None,
     sites: Iterable[str] = KINDS,
     width: str = "16k",
     l0: str | int = "canonical",
@@ -38,10 +41,11 @@ def load(
         dictionaries: A folder that mirrors the hub (one folder a kind, its name ending in `-res`,
             `-att` or `-mlp`, below it `layer_L/width_W/average_l0_X/params.npz`), or with
             dictionaries of SAELens, dictionary_learning or safetensors that say their sites; or
-            the path of each by its site: `{Site(12, "resid"): "my-sae/"}`. Needed for a model
-            folder of your own, optional for the others. Or the name of the model whose Gemma Scope
-            to take: `load("gemma-2-2b-it", dictionaries="gemma-2-2b")`.
-        sites: Kinds of site: any of `attn`, `mlp`, `resid`.
+            each by its site (`{Site(12, "resid"): "my-sae/"}`; `sites`, `width` and `l0` then do
+            not matter). Needed for a model folder of your own, optional for the others. Or the
+            name of the model whose Gemma Scope to take:
+            `load("gemma-2-2b-it", dictionaries="gemma-2-2b")`.
+        sites: Kinds of site: any of `attn`, `mlp`, `resid`, `embed`.
         width: Which width of dictionary, where a layer has several: `16k`, `65k`, ...
         l0: Which sparsity: `canonical` (average L0 nearest 100), a number, or `nearest:50`.
         device: CUDA when there is one, by default.
@@ -67,14 +71,23 @@ def load(
     files = None
     if scope is not None:
         # a wrong choice is answered before the model is downloaded
-        if pins is not None:  # the model's own pin is for `load_gemma`
-            pins = {repo: pin for repo, pin in pins.items() if repo != HUB_MODELS.get(name)}
-        files = scope_files(scope, **choice, revision=pins)
+        files = scope_files(scope, **choice, revision=_without(pins, HUB_MODELS.get(name)))
     elif dictionaries is None and not bundled and Path(name).is_dir():
         raise UserError(
             f"say where the dictionaries of {name} are: dictionaries=folder (--dictionaries)"
         )
-    bridge = load_gemma(name, device=device, dtype=dtype, revision=revision)
+    elif not isinstance(dictionaries, str | Path | Mapping | None):
+        raise UserError(
+            f"dictionaries is a folder, a model's name or a mapping {{Site: path}}; "
+            f"got {type(dictionaries).__name__}"
+        )
+    elif isinstance(dictionaries, str | Path) and not Path(dictionaries).is_dir():
+        raise UserError(
+            f"no folder {dictionaries}; name one with dictionaries, or a model with Gemma Scope: "
+            f"{', '.join(catalogue())}"
+        )
+    own = revision if pins is None else pins.get(HUB_MODELS.get(name, name))
+    bridge = load_gemma(name, device=device, dtype=dtype, revision=own)
     weights = next(bridge.original_model.parameters())
     where: dict[str, Any] = {"device": weights.device, "dtype": weights.dtype}
     if total is not None:
@@ -82,23 +95,60 @@ def load(
     if files is not None:
         found = fetch(files, revision=pins, **where)
     elif isinstance(dictionaries, Mapping):
-        found = gather({site: partial(Path, p) for site, p in dictionaries.items()}, **where)
+        found = gather(_places(dictionaries), **where)
     else:
         folder = dictionaries or BUNDLED / name / "dictionaries"
         found = dictionaries_from_folder(folder, **choice, **where)
-    return splice(bridge, found, name=name, example_texts=_texts(name) if bundled else ())
+    model = splice(bridge, found, name=name, example_texts=_texts(name) if bundled else ())
+    if isinstance(dictionaries, str | Path):
+        again = dictionaries if scope is not None else Path(dictionaries).absolute()
+        return replace(model, dictionaries_from=str(again))
+    return model
 
 
 def _scope(name: str, dictionaries: object) -> str | None:
-    """The model whose Gemma Scope is meant, if it is."""
-    if isinstance(dictionaries, str) and dictionaries in catalogue():
-        return dictionaries
-    return name if dictionaries is None and name in HUB_MODELS else None
+    """The model whose Gemma Scope is meant, if it is.
+
+    Raises:
+        UserError: it is for a model of another size.
+    """
+    if not (isinstance(dictionaries, str) and dictionaries in catalogue()):
+        return name if dictionaries is None and name in HUB_MODELS else None
+    if name in HUB_MODELS and shapes()[name] != shapes()[dictionaries]:
+        raise UserError(
+            f"the dictionaries of {dictionaries} do not fit {name}, a model of another size"
+        )
+    return dictionaries
+
+
+def _places(
+    dictionaries: Mapping[Site, str | Path | Dictionary],
+) -> dict[Site, Callable[[], Path | Dictionary]]:
+    """What is at each site; sites may also be given as text: `mlp.3`."""
+    places = {}
+    for site, place in dictionaries.items():
+        if not isinstance(site, Site | str) or not isinstance(place, str | Path | Dictionary):
+            raise UserError(f"dictionaries maps sites to paths; got {site!r}: {place!r}")
+        site = Site.parse(site) if isinstance(site, str) else site
+        places[site] = (
+            partial(Path, place)
+            if not isinstance(place, Dictionary)
+            else partial(lambda ready: ready, place)
+        )
+    return places
+
+
+def _without(pins: Mapping[str, str] | None, repository: str | None) -> Mapping[str, str] | None:
+    """Pins of dictionaries alone: the model's own one is for `load_gemma`."""
+    return pins and {repo: pin for repo, pin in pins.items() if repo != repository}
 
 
 def _left(total: int, huggingface: Any, name: str) -> int:
     """What the model leaves of `total` bytes."""
-    taken = sum(weight.numel() * weight.element_size() for weight in huggingface.parameters())
+    weights = [weight.untyped_storage() for weight in huggingface.parameters()]
+    taken = sum(
+        {weight.data_ptr(): weight.nbytes() for weight in weights}.values()
+    )  # tied ones once
     if taken >= total:
         raise UserError(
             f"memory={show_bytes(total)}; {name} alone takes {show_bytes(taken)}, give more"

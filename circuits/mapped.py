@@ -11,8 +11,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -23,7 +25,8 @@ from safetensors.torch import save_file
 from circuits.dictionaries import Dictionary
 from circuits.errors import UserError
 
-FORMAT = "gemma-circuits dictionary 1"
+VERSION = 1
+FORMAT = f"gemma-circuits dictionary {VERSION}"
 
 
 def copies_folder() -> Path:
@@ -37,17 +40,21 @@ def copies_folder() -> Path:
 def copy_path(source: Path, dtype: torch.dtype) -> Path:
     """Where the copy of `source` in `dtype` is, or would be.
 
-    A file in the Hugging Face cache is known by its content (its blob's name is the content's
-    hash), another by its path, size and time of change, a folder by its files': what has changed
-    has another copy.
+    A file of Gemma Scope in the Hugging Face cache is known by its content (its blob's name is the
+    content's hash); another `.npz` by its path, size and time of change; what other libraries
+    saved, by those of all files in its folder, as settings lie beside the weights. What has
+    changed has another copy.
     """
+    alone = source.suffix == ".npz"
     source = source.resolve()
     identity = source.name
-    if source.parent.name != "blobs":
-        files = sorted(source.iterdir()) if source.is_dir() else [source]
+    if not (source.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", identity)):
+        folder = source if source.is_dir() else source.parent
+        files = [source] if alone else sorted(folder.iterdir())
         told = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
         identity = hashlib.sha256(repr(told).encode()).hexdigest()
-    return copies_folder() / f"{identity}.{str(dtype).removeprefix('torch.')}.safetensors"
+    name = f"{identity}.{str(dtype).removeprefix('torch.')}.v{VERSION}.safetensors"
+    return copies_folder() / name
 
 
 def mapped_copy(source: Path, dtype: torch.dtype, read: Callable[[], Dictionary]) -> Path:
@@ -68,12 +75,18 @@ def mapped_copy(source: Path, dtype: torch.dtype, read: Callable[[], Dictionary]
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            if not path.exists():  # another process may have been first
-                save_mapped(read(), path)
-        Path(f"{path}.lock").unlink(missing_ok=True)
+        lock = FileLock(f"{path}.lock")
+        lock.acquire()
     except OSError as error:
         raise _cannot_write(path, error) from error
+    try:
+        if not path.exists():  # another process may have been first
+            for left in path.parent.glob(f".{path.name}.*"):  # by one that was killed
+                left.unlink(missing_ok=True)
+            save_mapped(read(), path)
+    finally:
+        lock.release()
+        Path(f"{path}.lock").unlink(missing_ok=True)
     return path
 
 
@@ -87,9 +100,10 @@ def save_mapped(dictionary: Dictionary, path: Path) -> None:
     tensors["W_enc"] = tensors["W_enc"].T  # columns in one piece
     facts = {"name": dictionary.name, "average_l0": dictionary.average_l0, "k": dictionary.k}
     metadata = {key: str(value) for key, value in facts.items() if value is not None}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
         save_file(
             {key: array.contiguous() for key, array in tensors.items()},
             temporary,
@@ -100,15 +114,18 @@ def save_mapped(dictionary: Dictionary, path: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise _cannot_write(path, error) from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def open_mapped(path: Path) -> Dictionary:
     """The dictionary of a copy, its tensors mapped from the file.
 
     Raises:
-        UserError: the file is damaged or is no copy.
+        UserError: the file is damaged, is no copy, or is gone.
     """
+    if not path.exists():
+        raise UserError(f"the copy {path} is gone; load the model again to have it made again")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -127,10 +144,10 @@ def open_mapped(path: Path) -> Dictionary:
 
 
 def will_need(path: Path) -> None:
-    """Have the operating system read the file ahead, where it knows how to."""
+    """Have the operating system read the file ahead, where it knows how to and finds it."""
     if not hasattr(os, "posix_fadvise"):
         return
-    with path.open("rb") as file:
+    with suppress(OSError), path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 

@@ -18,13 +18,13 @@ def parse_bytes(amount: str | int | float) -> int:
     """`20GB`, `1.5 GiB`, `800MB` or a number of bytes.
 
     Raises:
-        UserError: something else, or nothing at all.
+        UserError: something else, or less than a kilobyte.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmgt]?i?)b?", str(amount).strip().lower())
     units = UNITS | BINARY_UNITS
-    if match is None or match[2] not in units or float(match[1]) <= 0:
+    if match is None or match[2] not in units or (n := float(match[1]) * units[match[2]]) < 1000:
         raise UserError(f"memory={amount!r}; write for example '20GB', '800MB' or '16GiB'")
-    return int(float(match[1]) * units[match[2]])
+    return int(n)
 
 
 def show_bytes(n: float) -> str:

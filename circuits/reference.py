@@ -73,6 +73,13 @@ def check_reference(model: SplicedModel, reference: Reference, ids: Tensor) -> N
         raise UserError(
             f"the reference has no values at {', '.join(missing)}; make it with the same model"
         )
+    for site in model.sites:
+        ours, theirs = model.dictionaries.summary(site), reference.trace.sites[site]
+        if (theirs.d_sae, theirs.error.shape[1]) != (ours.d_sae, ours.d_out):
+            raise UserError(
+                f"the reference is of {theirs.d_sae} latents at {site} and {model.name} has "
+                f"{ours.d_sae} there; make it with the same dictionaries"
+            )
     n_reference, n_prompt = len(reference.trace.ids), ids.shape[1]
     if n_reference != n_prompt:
         raise UserError(
@@ -83,7 +90,7 @@ def check_reference(model: SplicedModel, reference: Reference, ids: Tensor) -> N
 
 def zero_reference(model: SplicedModel, prompt: str | Prompt) -> Reference:
     """Every latent off and every error zero."""
-    (ids,) = model.tokens(prompt)
+    (ids,) = _one(model.tokens(prompt))
     none = torch.empty(0, dtype=torch.long, device=ids.device)
     no_acts = torch.empty(0, device=ids.device)
     sites = {}
@@ -93,6 +100,12 @@ def zero_reference(model: SplicedModel, prompt: str | Prompt) -> Reference:
         sites[site] = SiteTrace(none, none, no_acts, error, summary.d_sae)
     embedding = no_acts.new_zeros(len(ids), model.config.hidden_size)
     return Reference("zero", Trace(ids, embedding, sites))
+
+
+def _one(ids: Tensor) -> Tensor:
+    if len(ids) != 1:
+        raise UserError(f"a reference is of one prompt; got {len(ids)}")
+    return ids
 
 
 def corrupted_reference(model: SplicedModel, prompt: Prompt) -> Reference:

@@ -15,14 +15,14 @@ from circuits.hub import verify
 from circuits.mapped import mapped_copy
 from circuits.memory import SHARE, free_bytes, parse_bytes
 from circuits.sites import Site
-from circuits.store import DictionaryStore
+from circuits.store import PASSING, DictionaryStore
 
 COPY_FROM = 2**25
 """Bytes from which on a dictionary gets a mapped copy; smaller ones are read in no time."""
 
 
 def gather(
-    places: Mapping[Site, Callable[[], Path]],
+    places: Mapping[Site, Callable[[], Path | Dictionary]],
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -31,7 +31,8 @@ def gather(
     """The dictionaries at `places`, each checked; of the large ones nothing is in memory yet.
 
     Args:
-        places: Where each site's file or folder is, after downloading it if need be.
+        places: Where each site's file or folder is, after downloading it if need be; or the
+            dictionary itself.
         device: The CPU by default.
         dtype: Of the matrices; float32 by default.
         memory: What dictionaries may take on `device`; three quarters of what is free by default.
@@ -44,6 +45,9 @@ def gather(
     sources: dict[Site, Dictionary | Path] = {}
     for site in tqdm(places, "dictionaries", unit="file", delay=1, leave=False, disable=None):
         path = places[site]()
+        if isinstance(path, Dictionary):
+            sources[site] = path.to(device=device, dtype=dtype)
+            continue
 
         def read(site: Site = site, path: Path = path) -> Dictionary:
             return _read(site, path, dtype)
@@ -52,9 +56,10 @@ def gather(
         sources[site] = mapped_copy(path, dtype, read) if large else read().to(device=device)
     if memory is not None:
         return DictionaryStore(sources, device=device, budget=parse_bytes(memory))
+    in_memory = sum(d.n_bytes for d in sources.values() if isinstance(d, Dictionary))
     largest = max((p.stat().st_size for p in sources.values() if isinstance(p, Path)), default=0)
-    budget = max(int(SHARE * free_bytes(device)), 2 * largest)
-    return DictionaryStore(sources, device=device, budget=budget)
+    budget = max(int(SHARE * free_bytes(device)), PASSING * largest)
+    return DictionaryStore(sources, device=device, budget=in_memory + budget)
 
 
 def _read(site: Site, path: Path, dtype: torch.dtype) -> Dictionary:

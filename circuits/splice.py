@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from circuits.active import find_active, reconstruct
+from circuits.active import Active, find_active, reconstruct, write_active
+from circuits.catalogue import ranges
 from circuits.dictionaries import Dictionary
 from circuits.errors import UserError
 from circuits.families import Family, family_of
@@ -51,12 +52,15 @@ class SplicedModel:
         dictionaries: By site, in the order of the forward pass; `dictionaries[Site(3, "mlp")]` is
             a `Dictionary`, read from its file if need be.
         example_texts: Texts to say what latents fire on; may be empty.
+        dictionaries_from: What to give to `load` as `dictionaries` to have the same ones, if it
+            was not left out.
     """
 
     name: str
     bridge: TransformerBridge
     dictionaries: DictionaryStore
     example_texts: tuple[str, ...] = ()
+    dictionaries_from: str | None = None
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
@@ -86,6 +90,7 @@ class SplicedModel:
         *,
         downstream: str = "recompute",
         clean_errors: Mapping[Site, Tensor] | None = None,
+        last_only: bool = False,
     ) -> Tensor:
         """Logits `[batch, pos, vocab]` with each site's latents and error edited.
 
@@ -97,6 +102,7 @@ class SplicedModel:
                 removed, except where dictionaries do not read.
             clean_errors: With `freeze`, the errors `[batch or 1, pos, d_out]` of a clean pass, if
                 the caller has them already; computed otherwise.
+            last_only: Give the logits of the last position alone, `[batch, 1, vocab]`.
         """
         if downstream not in DOWNSTREAM:
             raise UserError(f"downstream={downstream!r}; choose {', '.join(DOWNSTREAM)}")
@@ -112,7 +118,7 @@ class SplicedModel:
         else:
             kept = dict.fromkeys(sites, lambda error: error * ~reads[..., None])
         hooks = {site: self._splice(site, reads, edits.get(site), kept[site]) for site in sites}
-        return self.forward(ids, hooks)
+        return self.forward(ids, hooks, last_only=last_only)
 
     def forward(
         self,
@@ -121,6 +127,7 @@ class SplicedModel:
         *,
         freeze: Freeze = LIVE,
         embedding: SiteHook | None = None,
+        last_only: bool = False,
     ) -> Tensor:
         """Logits of one pass with `hooks` at sites; gradients flow wherever hooks let them.
 
@@ -129,6 +136,7 @@ class SplicedModel:
             hooks: What each site's activation `[batch, pos, d]` is replaced by.
             freeze: What gradients treat as constant.
             embedding: The same as a site hook, for the scaled embedding `[batch, pos, d_model]`.
+            last_only: Compute the logits of the last position alone, `[batch, 1, vocab]`.
         """
         # first: the site `mlp` is the output of a norm, and its hook must see that norm frozen
         table = freeze_hooks(self.bridge, freeze)
@@ -138,7 +146,7 @@ class SplicedModel:
         padded = _padding(ids, self.vocabulary)
         mask = {"attention_mask": (~padded).long()} if padded.any() else {}
         with self._hooked(table):
-            return self.bridge(ids, **mask)
+            return self.bridge(ids, **mask, logits_to_keep=1 if last_only else 0)
 
     def trace(self, prompt: str | Prompt | Tensor) -> Trace:
         """Active latents and errors of one prompt, at every spliced site."""
@@ -167,7 +175,8 @@ class SplicedModel:
 
             return hook
 
-        self.forward(ids, {site: keep(site) for site in self.sites}, embedding=keep(None))
+        hooks = {site: keep(site) for site in self.sites}
+        self.forward(ids, hooks, embedding=keep(None), last_only=True)
         return kept[None], {site: kept[site] for site in self.sites}
 
     def errors(self, ids: Tensor) -> dict[Site, Tensor]:
@@ -182,9 +191,7 @@ class SplicedModel:
 
         Both in float32, or wider where the dictionary is.
         """
-        dictionary = self.dictionaries[site]
-        acts = dictionary.encode(x) * reads[..., None]
-        return acts, dictionary.decode(acts, x) * reads[..., None]
+        return _split(self.dictionaries[site], x, reads)
 
     def reads(self, ids: Tensor) -> Tensor:
         """Where dictionaries read, `[batch, pos]`: everywhere but BOS, EOS and padding."""
@@ -213,9 +220,9 @@ class SplicedModel:
 
     def describe_sites(self) -> str:
         """`layers 0-3 at attn, mlp, resid`, for messages."""
-        layers = sorted({site.layer for site in self.sites})
+        layers = {site.layer for site in self.sites}
         kinds = list(dict.fromkeys(site.kind for site in self.sites))
-        return f"layers {layers[0]}-{layers[-1]} at {', '.join(kinds)}"
+        return f"layer{'s' * (len(layers) > 1)} {ranges(layers)} at {', '.join(kinds)}"
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -261,15 +268,16 @@ class SplicedModel:
 
     def _splice(self, site: Site, reads: Tensor, edit: Edit | None, keep: SiteHook) -> SiteHook:
         """The module's formula at one site; `keep` gives the error as it is without the edit."""
-        dictionary = self.dictionaries[site]
 
         def hook(x: Tensor) -> Tensor:
-            acts, reconstruction = self.split(site, x, reads)
+            dictionary = self.dictionaries[site]  # only now: few of them are in memory at a time
+            acts, reconstruction = _split(dictionary, x, reads)
             error = x - reconstruction
             kept = keep(error)
             new_acts, new_error = edit(acts, kept) if edit else (acts, kept)
-            change = (new_acts - acts).to(dictionary.W_dec.dtype) @ dictionary.W_dec  # no b_dec
-            return x + (change + (new_error - error)).to(x.dtype)
+            changed = Active.of((new_acts - acts).flatten(0, 1))
+            change, _ = write_active(dictionary.W_dec, changed, len(x) * x.shape[1])  # no b_dec
+            return x + (change.view_as(error) + (new_error - error)).to(x.dtype)
 
         return hook
 
@@ -319,6 +327,16 @@ def splice(
                 f"numbers a position; {name} has {width} there"
             )
     return SplicedModel(name, bridge, store, tuple(example_texts))
+
+
+def _split(dictionary: Dictionary, x: Tensor, reads: Tensor) -> tuple[Tensor, Tensor]:
+    """`acts [batch, pos, d_sae]` and what they decode to, `[batch, pos, d_out]`, at `reads`."""
+    flat, flat_reads = x.flatten(0, 1), reads.flatten().expand(len(x) * x.shape[1])
+    active = find_active(dictionary, flat, flat_reads)
+    acts = active.acts.new_zeros(len(flat), dictionary.d_sae)
+    acts[active.pos, active.latent] = active.acts
+    reconstruction = reconstruct(dictionary, flat, flat_reads, active)
+    return acts.view(*x.shape[:2], -1), reconstruction.view(*x.shape[:2], -1)
 
 
 def _padding(ids: Tensor, vocabulary: Vocabulary) -> Tensor:

@@ -1,7 +1,7 @@
 """A model's dictionaries, of which only some are in memory.
 
 1. Dictionaries *stay*, the first sites of the forward pass first, until the budget is full.
-2. The others *pass through*: one is read when it is asked for, and goes when the next one comes.
+2. The others *pass through*: one is read when it is asked for, and goes after the next one came.
 3. While one computes, the next is *read ahead*: a pass goes through sites in order, down in a
    forward pass and up in a backward one.
 
@@ -26,6 +26,10 @@ from circuits.mapped import open_mapped, will_need
 from circuits.memory import show_bytes
 from circuits.sites import Site
 
+PASSING = 3
+"""Dictionaries that pass through are in memory so many at a time: one is used, the one before it
+may still be in somebody's hands, and the next is read ahead."""
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -44,7 +48,7 @@ class Summary:
 
 
 class DictionaryStore(Mapping[Site, Dictionary]):
-    """Dictionaries by site, in the order of the forward pass.
+    """Dictionaries by site, in the order of the forward pass. For one thread at a time.
 
     Args:
         sources: A dictionary in memory, or the path of a mapped copy, by site. Those in memory
@@ -64,7 +68,7 @@ class DictionaryStore(Mapping[Site, Dictionary]):
         budget: int | None = None,
     ) -> None:
         self._sources = {site: sources[site] for site in sorted(sources)}
-        self.device = torch.device(device)
+        self.device = torch.empty(0, device=device).device  # `cuda` is `cuda:0`
         for site, source in self._sources.items():
             if isinstance(source, Dictionary):
                 _check(site, source, self.device)
@@ -104,10 +108,11 @@ class DictionaryStore(Mapping[Site, Dictionary]):
         source = self._sources[site]  # KeyError: no such site
         assert isinstance(source, Path)
         before = self._current
-        self._current = None  # at most this one and the next are in memory
-        self._current = (site, self._take(site))
+        self._current = None  # let go before the next one comes
+        dictionary = self._take(site)
+        self._current = (site, dictionary)
         self._read_ahead(site, before[0] if before else None)
-        return self._current[1]
+        return dictionary
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self._sources)
@@ -197,12 +202,12 @@ def _choose_staying(
     left = None if budget is None else budget - sum(sizes[site] for site in in_memory)
     if left is None or sum(sizes[site] for site in mapped) <= left:
         return frozenset(sources)
-    left -= 2 * max((sizes[site] for site in mapped), default=0)  # one passes, and the next comes
+    left -= PASSING * max((sizes[site] for site in mapped), default=0)
     if left < 0:
         assert budget is not None
         raise UserError(
             f"{show_bytes(max(0, budget))} of memory are left for dictionaries; they need at least "
-            f"{show_bytes(budget - left)}: two at a time of those in large files, and small ones"
+            f"{show_bytes(budget - left)}: three at a time of those in large files, and small ones"
         )
     staying = set(in_memory)
     for site in mapped:

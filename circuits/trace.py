@@ -61,7 +61,3 @@ class Trace:
 
     def __repr__(self) -> str:
         return f"Trace({len(self.ids)} tokens, {len(self.sites)} sites)"
-
-    def l0(self, site: Site) -> float:
-        """Mean number of active latents a position, over all positions but the first (BOS)."""
-        return len(self.sites[site].pos) / max(1, len(self.ids) - 1)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from attribution import Metric, total_effects
 from attribution.attribute import record
 from attribution.gradients import check_batch_size
-from attribution.metrics import Score, bind
+from attribution.metrics import AtLast, Score, bind
 from circuits import (
     ErrorNode,
     LatentNode,
@@ -251,8 +251,12 @@ def _measure(
     batch_size: int,
 ) -> tuple[float, list[float]]:
     """The metric of the clean pass, and of a pass for each node in which it alone is ablated."""
-    held = model.errors(ids) if downstream == "freeze" else None
-    clean = score(model.run(ids, downstream=downstream, clean_errors=held)).item()
+    how = {
+        "downstream": downstream,
+        "clean_errors": model.errors(ids) if downstream == "freeze" else None,
+        "last_only": isinstance(score, AtLast),
+    }
+    clean = score(model.run(ids, **how)).item()
     ablated = [0.0] * len(nodes)
     # neighbours share sites, so that a pass goes through few dictionaries
     order = sorted(range(len(nodes)), key=lambda i: nodes[i].site)
@@ -261,9 +265,7 @@ def _measure(
             chunk = order[start : start + batch_size]
             batch = ids.expand(len(chunk), -1)
             rows = [[set_to(nodes[i], reference.value(nodes[i]))] for i in chunk]
-            logits = model.run(
-                batch, edits(model, batch, rows), downstream=downstream, clean_errors=held
-            )
+            logits = model.run(batch, edits(model, batch, rows), **how)
             for i, value in zip(chunk, score(logits).tolist(), strict=True):
                 ablated[i] = value
             bar.update(len(chunk))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from attribution.metrics import Score
+from attribution.metrics import AtLast, Score
 from circuits import LatentNode, Reference, Site, SplicedModel, Trace, UserError
 from circuits.interventions import Edit
 
@@ -89,7 +89,13 @@ def run_kept(
                 site: _keep(rows[:, where], pos, latent, reference, site, model.reads(ids), errors)
                 for site, (pos, latent, where) in candidates.sites.items()
             }
-            logits = model.run(batch, edits, downstream=downstream, clean_errors=held)
+            logits = model.run(
+                batch,
+                edits,
+                downstream=downstream,
+                clean_errors=held,
+                last_only=isinstance(score, AtLast),
+            )
             values.append(score(logits))
             bar.update(len(rows))
     return torch.cat(values)

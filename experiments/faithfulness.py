@@ -20,7 +20,7 @@ from torch import Tensor
 from attribution import Metric
 from attribution.attribute import record
 from attribution.gradients import check_batch_size
-from attribution.metrics import Score, bind, metric_name
+from attribution.metrics import AtLast, Score, bind, metric_name
 from circuits import LatentNode, Prompt, Reference, SplicedModel, UserError, zero_reference
 from circuits.reference import check_reference
 from experiments.checks import one_prompt
@@ -191,7 +191,7 @@ def faithfulness_curve(
     kept = torch.cat([ends, circuits, ~circuits, *[r[None] for r in randoms]]).to(ids.device)
 
     score = bind(metric, model)
-    full = score(model.run(ids)).item()
+    full = score(model.run(ids, last_only=isinstance(score, AtLast))).item()
     metrics = run_kept(
         model,
         ids,

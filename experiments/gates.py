@@ -253,7 +253,7 @@ def _measure(model: SplicedModel, ids: Tensor, sums: Mapping[Site, _Sums], bar: 
         return hook
 
     if reads.any():  # a text may be the end-of-text token alone
-        model.forward(ids, {site: look(site) for site in sums})
+        model.forward(ids, {site: look(site) for site in sums}, last_only=True)
 
 
 def _writes_what_it_reads(site: Site, dictionary: Dictionary | Summary) -> bool:

@@ -18,11 +18,13 @@ import torch
 
 from circuits import KINDS, UserError
 from circuits.catalogue import DEFAULT_WIDTH, DictionaryFile, catalogue, choose_files, latents_of
+from circuits.gemma_scope import no_scope
 from circuits.hub import Revision, check_revision, revision_of
 from circuits.mapped import copy_path
 from circuits.memory import SHARE, free_bytes, show_bytes
 from circuits.models import HUB_MODELS, default_device
 from circuits.shapes import Shape, shapes
+from circuits.store import PASSING
 
 ON_DISK = torch.float32
 """What Gemma Scope's files are stored in."""
@@ -186,8 +188,8 @@ class Plan:
         return self.weights.in_memory(dtype) + held
 
     def least(self, dtype: torch.dtype) -> int:
-        """Memory for the model and the two largest dictionaries: the rest pass through."""
-        largest = sorted(planned.in_memory(dtype) for planned in self.files)[-2:]
+        """Memory for the model and the largest dictionaries that pass through at a time."""
+        largest = sorted(planned.in_memory(dtype) for planned in self.files)[-PASSING:]
         return self.weights.in_memory(dtype) + sum(largest)
 
     @property
@@ -216,11 +218,12 @@ def plan(
     l0: int | float | str = "canonical",
     revision: Revision = None,
     dtype: torch.dtype | None = None,
+    dictionaries: str | None = None,
 ) -> Plan:
     """What `load` would take with the same arguments; nothing is downloaded.
 
     Args:
-        model: A Gemma 2 on the hub that Gemma Scope has dictionaries for.
+        model: A Gemma 2 on the hub.
         sites: Kinds of site.
         layers: All that Gemma Scope has, by default.
         width: Which width of dictionary.
@@ -228,17 +231,19 @@ def plan(
         revision: What is looked for in the cache: a commit, tag or branch of the model's
             repository, or a mapping from the names of repositories to theirs.
         dtype: Of the model and the dictionaries in memory; bfloat16 by default, as in `load`.
+        dictionaries: The model whose Gemma Scope to take; `model` itself by default.
 
     Raises:
         UserError: no such model or dictionaries in the catalogue, or no such repository to pin.
     """
     from huggingface_hub import constants
 
-    check_planned(model)
-    known = catalogue()[model]
+    scope = dictionaries or model
+    check_planned(model, scope)
+    known = catalogue()[scope]
     check_revision(revision, [HUB_MODELS[model], *(file.source for file in known)], model)
     cache = Path(constants.HF_HUB_CACHE)
-    chosen = choose_files(known, sites=sites, layers=layers, width=width, l0=l0, owner=model)
+    chosen = choose_files(known, sites=sites, layers=layers, width=width, l0=l0, owner=scope)
     shape = shapes()[model]
     weights = _weights(model, shape, cache, revision)
     dtype = dtype or torch.bfloat16
@@ -247,16 +252,16 @@ def plan(
     return Plan(model, weights, files, dtype, _memory(), cache)
 
 
-def check_planned(model: str) -> None:
-    """Refuse what is not on the hub, or has no dictionaries there.
+def check_planned(model: str, scope: str) -> None:
+    """Refuse a model that is not on the hub, or the dictionaries of one that has none there.
 
     Raises:
         UserError: a model of another name.
     """
-    if model not in HUB_MODELS or model not in catalogue():
-        raise UserError(
-            f"Gemma Scope has no dictionaries for {model}, only for {', '.join(catalogue())}"
-        )
+    if model not in HUB_MODELS:
+        raise UserError(f"no model {model!r} on the hub; choose {', '.join(HUB_MODELS)}")
+    if scope not in catalogue():
+        raise no_scope(scope)
 
 
 def _planned(

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 @click.argument("model", metavar="MODEL")
 @click.option(
     "--dictionaries", metavar="DIR|NAME",
-    help="A folder that mirrors the hub: folders ending in -res, -att, -mlp.",
+    help="A folder that mirrors the hub (folders ending in -res, -att, -mlp) or holds other "
+    "libraries' dictionaries; or the name of a model whose Gemma Scope to take.",
 )  # fmt: skip
 @click.option("--sites", metavar="KINDS", help="Kinds of site: attn,mlp,resid (the default).")
 @click.option("--width", help="Of several dictionaries at a site: 16k (the default).")

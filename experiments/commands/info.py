@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,15 +14,16 @@ if TYPE_CHECKING:
 @click.command(short_help="Models, layers, dictionaries, tasks, and what loading takes.")
 @click.argument("model", required=False)
 @click.option(
-    "--dictionaries", metavar="DIR", type=click.Path(path_type=Path),
-    help="Of a model folder of your own: its dictionaries.",
+    "--dictionaries", metavar="DIR|NAME",
+    help="Of a model folder of your own: its dictionaries; or the name of the model whose Gemma "
+    "Scope to take.",
 )  # fmt: skip
 @click.option("--sites", metavar="KINDS", help="Kinds of site: attn,mlp,resid (the default).")
 @click.option("--width", help="Of several dictionaries at a site: 16k (the default).")
 @click.option("--l0", help="And of several L0: canonical (the default), 71, nearest:50.")
 def info(
     model: str | None,
-    dictionaries: Path | None,
+    dictionaries: str | None,
     sites: str | None,
     width: str | None,
     l0: str | None,
@@ -43,6 +43,7 @@ def info(
       circuits info gemma-2-2b --sites resid --width 65k
       circuits info my-model/ --dictionaries my-dictionaries/
     """
+    from circuits.catalogue import catalogue
     from circuits.errors import UserError
     from circuits.models import HUB_MODELS, bundled_models
 
@@ -56,10 +57,13 @@ def info(
         if choice or dictionaries is not None:
             raise UserError("say which model the options are about, for example gemma-2-2b")
         _list_models()
-    elif model in HUB_MODELS and dictionaries is not None:
-        raise UserError(f"leave out --dictionaries: of {model}, info lists Gemma Scope's")
+    elif model in HUB_MODELS and (dictionaries is None or dictionaries in HUB_MODELS):
+        _describe_hub(model, dictionaries or model, choice)
     elif model in HUB_MODELS:
-        _describe_hub(model, choice)
+        raise UserError(
+            f"info does not download {model}; --dictionaries may name the model whose Gemma Scope "
+            f"to take, {' or '.join(catalogue())}"
+        )
     else:
         from circuits import load
 
@@ -76,22 +80,22 @@ def _list_models() -> None:
     rows = [(name, "bundled with the project") for name in bundled_models()]
     for name, repository in HUB_MODELS.items():
         files = catalogue().get(name)
-        scope = f"{len(files)} dictionaries of Gemma Scope" if files else "no dictionaries"
+        scope = f"{len(files)} dictionaries of Gemma Scope" if files else "none of its own"
         rows.append((name, f"{repository} on the Hugging Face hub, {scope}"))
     click.echo(layout(("model", "where"), rows, left=(0, 1)))
     click.echo("\nor a folder in Hugging Face's format, with --dictionaries")
 
 
-def _describe_hub(model: str, choice: dict) -> None:
+def _describe_hub(model: str, scope: str, choice: dict) -> None:
     """From the catalogue, the shapes, the cache and this machine's memory."""
     from circuits.errors import UserError
     from circuits.shapes import shapes
     from experiments.planning import check_planned, plan
 
-    check_planned(model)
+    check_planned(model, scope)
     planned: Plan | str
     try:
-        planned = plan(model, **choice)
+        planned = plan(model, dictionaries=scope, **choice)
     except UserError as error:
         if choice:
             raise
@@ -107,7 +111,7 @@ def _describe_hub(model: str, choice: dict) -> None:
         _print_files(planned)
         _print_memory(planned)
     click.echo("\nall of Gemma Scope's:")
-    _print_catalogue(model)
+    _print_catalogue(scope)
 
 
 def _print_files(plan: Plan) -> None:
@@ -138,12 +142,13 @@ def _print_memory(plan: Plan) -> None:
     import torch
 
     from circuits.memory import show_bytes
+    from circuits.store import PASSING
     from experiments.commands.tables import layout
 
     dtypes = (torch.bfloat16, torch.float32)
     rows = [
         ("model and all dictionaries", *(show_bytes(plan.whole(dtype)) for dtype in dtypes)),
-        ("model and two dictionaries", *(show_bytes(plan.least(dtype)) for dtype in dtypes)),
+        (f"model and {PASSING} dictionaries", *(show_bytes(plan.least(dtype)) for dtype in dtypes)),
     ]
     click.echo()
     click.echo(layout(("memory needed", "bfloat16", "float32"), rows, left=(0,)))

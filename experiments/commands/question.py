@@ -212,19 +212,27 @@ def _from_graph(asked: Asked) -> Question:
             f"{asked.subject} does not say which model and prompt it is of; trace the prompt again"
         ) from error
     kinds = ",".join(dict.fromkeys(site.partition(".")[0] for site in files))
-    model = _load(asked, asked.model or name, sites=kinds)
+    again = recorded.get("dictionaries_from") if asked.model is None else None
+    model = _load(asked, asked.model or name, sites=kinds, dictionaries=again)
     _check_dictionaries(model, files, asked.subject)
     _check_pair(model, prompt)
     metric = _same_metric(recorded, prompt, model, asked.subject)
     return Question(model, prompt, metric, task=recorded.get("task"), graph=graph)
 
 
-def _load(asked: Asked, name: str, *, sites: str = "attn,mlp,resid") -> SplicedModel:
+def _load(
+    asked: Asked,
+    name: str,
+    *,
+    sites: str = "attn,mlp,resid",
+    dictionaries: str | None = None,
+) -> SplicedModel:
+    """The model, with what was asked for or else with these sites and dictionaries."""
     from circuits import load
 
     return load(
         name,
-        dictionaries=asked.dictionaries,
+        dictionaries=asked.dictionaries or dictionaries,
         sites=[kind.strip() for kind in (asked.sites or sites).split(",")],
         width=asked.width or "16k",
         l0=asked.l0 or "canonical",

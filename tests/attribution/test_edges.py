@@ -150,7 +150,7 @@ def test_every_edge_is_a_finite_difference(some, attention, norms):
     ids = some.tokens(TEXT)
     freeze = Freeze(attention == "frozen", norms == "frozen")
     cut = local_pass(some, ids, bind(METRIC, some), freeze)
-    sources = find_sources(some, a.nodes, cut)
+    sources = find_sources(some, a.nodes, a.acts, cut)
     edges = a.edges.to_dense()
     kept = clean_values(some, ids, freeze)
     generator = torch.Generator().manual_seed(0)

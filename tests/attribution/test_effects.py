@@ -1,9 +1,12 @@
 """A total effect is the derivative of the measured effect; integrated gradients conserve."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from attribution import integrated_each, integrated_effects, logit_diff, total_effects
+from attribution.gradients import gradients
 from attribution.metrics import bind
 from circuits import (
     KINDS,
@@ -15,13 +18,15 @@ from circuits import (
     TokenNode,
     UserError,
     corrupted_reference,
+    load_gemma,
     mean_reference,
     scale,
+    splice,
     zero,
     zero_reference,
 )
 from circuits.interventions import edits
-from tests.random_gemma import TEXT
+from tests.random_gemma import TEXT, random_dictionaries
 
 METRIC = logit_diff("w3", "w4")
 OTHER = TEXT.replace("w5", "w6")
@@ -185,3 +190,34 @@ def test_the_clean_prompt_as_reference_has_no_effects(model):
     reference = Reference("itself", model.trace(TEXT))
     effects = total_effects(model, TEXT, METRIC, reference=reference)
     assert all(e.effect.abs().max() == 0 for e in effects.sites.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_its_own_errors_held_a_pass_is_the_clean_pass(gemma_folder, dtype):
+    """Errors and reconstructions are summed in float32, so that rounding to bfloat16 undoes it."""
+    dictionaries = {s: d.to(dtype=dtype) for s, d in random_dictionaries().items()}
+    model = splice(load_gemma(str(gemma_folder), device="cpu", dtype=dtype), dictionaries)
+    ids = model.tokens(TEXT)
+    score = bind(METRIC, model)
+    clean = gradients(model, ids, score)
+    for errors in (model.errors(ids), {s: t.error for s, t in model.trace(ids).sites.items()}):
+        held = gradients(model, ids, score, downstream="freeze", clean_errors=errors)
+        torch.testing.assert_close(held.score, clean.score, rtol=1e-6, atol=1e-6)
+
+
+def test_a_reference_of_other_dictionaries_is_refused(model, bridge):
+    narrow = {
+        site: replace(
+            d, W_enc=d.W_enc[:, :50], b_enc=d.b_enc[:50], threshold=d.threshold[:50],
+            W_dec=d.W_dec[:50],
+        )
+        for site, d in random_dictionaries().items()
+    }  # fmt: skip
+    reference = zero_reference(splice(bridge, narrow), TEXT)
+    with pytest.raises(UserError, match=r"the reference is of 50 latents at attn\.0"):
+        total_effects(model, TEXT, METRIC, reference=reference)
+
+
+def test_a_list_of_prompts_is_refused(model):
+    with pytest.raises(UserError, match="a reference is of one prompt; got 2"):
+        total_effects(model, [TEXT, TEXT], METRIC)  # pyright: ignore[reportArgumentType]

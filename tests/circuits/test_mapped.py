@@ -74,7 +74,7 @@ def test_a_file_of_the_hub_is_known_by_its_content(tmp_path, source):
         link.parent.mkdir(parents=True)
         link.symlink_to(blob)
     assert {copy_path(link, torch.float32).name for link in links} == {
-        f"{'a' * 64}.float32.safetensors"
+        f"{'a' * 64}.float32.v1.safetensors"
     }
 
 
@@ -111,3 +111,37 @@ def test_a_failed_read_leaves_no_copy(source):
         mapped_copy(source, torch.float32, broken)
     assert not copy_path(source, torch.float32).exists()
     assert mapped_copy(source, torch.float32, lambda: DICTIONARY).exists()
+
+
+def test_only_the_hubs_own_names_stand_for_content(tmp_path, source):
+    """A folder that happens to be called `blobs` is a folder like others."""
+    first, second = (tmp_path / name / "blobs" / "params.npz" for name in ("one", "two"))
+    for path in (first, second):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"x")
+    assert copy_path(first, torch.float32) != copy_path(second, torch.float32)
+
+
+def test_settings_beside_the_weights_count(tmp_path, source):
+    """SAELens' `cfg.json` says how to read `sae_weights.safetensors`."""
+    weights, settings = tmp_path / "sae" / "sae_weights.safetensors", tmp_path / "sae" / "cfg.json"
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+    settings.write_text("5")
+    before = copy_path(weights, torch.float32)
+    assert before == copy_path(weights.parent, torch.float32)
+    settings.write_text("10")
+    assert copy_path(weights, torch.float32) != before
+
+
+def test_what_a_killed_process_left_is_cleared_away(source):
+    path = copy_path(source, torch.float32)
+    path.parent.mkdir(parents=True)
+    (path.parent / f".{path.name}.abc").write_bytes(b"half")
+    mapped_copy(source, torch.float32, lambda: DICTIONARY)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_copy_that_is_gone_is_named(tmp_path):
+    with pytest.raises(UserError, match="is gone; load the model again"):
+        open_mapped(tmp_path / "nowhere")

@@ -99,7 +99,7 @@ def test_memory_that_cannot_be_is_refused(folder, gemma_folder, memory, message)
 
 @pytest.mark.usefixtures("every_file_is_large")
 def test_memory_for_less_than_two_dictionaries_is_refused(folder, gemma_folder, weights):
-    with pytest.raises(UserError, match=r"need at least .* two at a time"):
+    with pytest.raises(UserError, match=r"need at least .* three at a time"):
         load(gemma_folder, dictionaries=folder, device="cpu", memory=weights + 1000)
 
 
@@ -118,3 +118,29 @@ def test_dictionaries_of_other_libraries_load_from_a_folder_or_one_by_one(tmp_pa
     assert both.sites == (site, other)
     with pytest.raises(UserError, match=r"has dictionaries at mlp\.1, none of kind attn"):
         load(gemma_folder, dictionaries=tmp_path, sites=["attn"])
+
+
+def test_dictionaries_by_site_are_checked(tmp_path, gemma_folder):
+    made = random_dictionaries()[Site(1, "mlp")]
+    model = load(gemma_folder, dictionaries={"mlp.1": made}, device="cpu")  # pyright: ignore
+    assert model.sites == (Site(1, "mlp"),)
+    for wrong, message in [
+        ({"mlp": made}, "is not a site"),
+        ({Site(1, "mlp"): 3}, "maps sites to paths"),
+        ([tmp_path], "is a folder, a model's name or a mapping"),
+        (tmp_path / "nowhere", "no folder"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            load(gemma_folder, dictionaries=wrong, device="cpu")
+
+
+def test_the_scope_of_a_model_of_another_size_is_refused_before_anything_is_fetched():
+    with pytest.raises(UserError, match="do not fit gemma-2-2b, a model of another size"):
+        load("gemma-2-2b", dictionaries="gemma-2-9b")
+    with pytest.raises(UserError, match="load those of gemma-2-2b: dictionaries='gemma-2-2b'"):
+        load("gemma-2-2b-it")
+
+
+def test_a_model_says_how_to_load_its_dictionaries_again(folder, gemma_folder):
+    model = load(gemma_folder, dictionaries=folder, device="cpu")
+    assert model.dictionaries_from == str(folder)

@@ -10,13 +10,13 @@ from attribution import attribute, logit_diff, total_effects
 from circuits import Site, UserError, splice, store, zero_reference
 from circuits.mapped import open_mapped, save_mapped
 from circuits.store import DictionaryStore
-from experiments import ablate_each
+from experiments import ablate_each, faithfulness_curve
 from tests.random_gemma import TEXT, random_dictionaries
 
 METRIC = logit_diff("w3", "w4")
 DICTIONARIES = random_dictionaries()
 LARGEST = max(dictionary.n_bytes for dictionary in DICTIONARIES.values())
-BUDGETS = [2 * LARGEST, 4 * LARGEST, None]
+BUDGETS = [3 * LARGEST, 5 * LARGEST, None]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def paths(tmp_path_factory):
     return {site: folder / str(site) for site in DICTIONARIES}
 
 
-@pytest.fixture(params=BUDGETS, ids=["two pass", "some stay", "all stay"])
+@pytest.fixture(params=BUDGETS, ids=["all pass", "some stay", "all stay"])
 def streamed(request, bridge, paths):
     return splice(bridge, DictionaryStore(paths, budget=request.param), name="random")
 
@@ -56,8 +56,28 @@ def test_ablations_do_not_depend_on_the_budget(model, streamed, downstream):
     assert here == pytest.approx(there, abs=1e-5)
 
 
+def ablations(model, downstream):
+    nodes = total_effects(model, TEXT, METRIC).strongest(6)
+    return ablate_each(model, TEXT, METRIC, nodes, downstream=downstream)
+
+
+STUDIES = {
+    "trace": lambda model: model.trace(TEXT),
+    "total effects": lambda model: total_effects(model, TEXT, METRIC),
+    "frozen effects": lambda model: total_effects(model, TEXT, METRIC, downstream="freeze"),
+    "graph": lambda model: attribute(model, TEXT, METRIC, max_latents=60),
+    "ablations": lambda model: ablations(model, "recompute"),
+    "frozen ablations": lambda model: ablations(model, "freeze"),
+    "ablations without errors": lambda model: ablations(model, "drop"),
+    "faithfulness": lambda model: faithfulness_curve(
+        model, TEXT, METRIC, total_effects(model, TEXT, METRIC).strongest(20), sizes=[5]
+    ),
+}
+
+
+@pytest.mark.parametrize("study", STUDIES)
 @pytest.mark.parametrize("budget", BUDGETS[:2])
-def test_the_budget_is_kept(bridge, paths, monkeypatch, budget):
+def test_the_budget_is_kept(bridge, paths, monkeypatch, budget, study):
     alive: weakref.WeakSet = weakref.WeakSet()
     most = 0
 
@@ -70,13 +90,12 @@ def test_the_budget_is_kept(bridge, paths, monkeypatch, budget):
 
     model = splice(bridge, DictionaryStore(paths, budget=budget), name="random")
     monkeypatch.setattr(store, "open_mapped", opened)
-    for downstream in ("recompute", "freeze"):
-        total_effects(model, TEXT, METRIC, downstream=downstream)
+    STUDIES[study](model)
     assert 0 < most <= budget
 
 
 def test_what_stays_is_read_once(bridge, paths, monkeypatch):
-    model = splice(bridge, DictionaryStore(paths, budget=4 * LARGEST), name="random")
+    model = splice(bridge, DictionaryStore(paths, budget=5 * LARGEST), name="random")
     reads: list[str] = []
     monkeypatch.setattr(store, "open_mapped", lambda p: reads.append(p.name) or open_mapped(p))
     for _ in range(3):
@@ -89,7 +108,7 @@ def test_what_stays_is_read_once(bridge, paths, monkeypatch):
 
 
 def test_names_and_sizes_are_known_without_reading(bridge, paths, monkeypatch):
-    model = splice(bridge, DictionaryStore(paths, budget=2 * LARGEST), name="random")
+    model = splice(bridge, DictionaryStore(paths, budget=3 * LARGEST), name="random")
     monkeypatch.setattr(store, "open_mapped", None)
     assert Site(0, "mlp") in model.dictionaries
     assert Site(9, "mlp") not in model.dictionaries
@@ -100,7 +119,7 @@ def test_names_and_sizes_are_known_without_reading(bridge, paths, monkeypatch):
 
 def test_too_little_memory_is_refused_with_what_is_needed(paths):
     with pytest.raises(UserError, match=r"they need at least \d+ kB"):
-        DictionaryStore(paths, budget=LARGEST)
+        DictionaryStore(paths, budget=2 * LARGEST)
 
 
 def test_a_dictionary_with_nan_is_refused_when_it_is_spliced_in(bridge):
