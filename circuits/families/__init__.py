@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
@@ -72,7 +71,6 @@ class Family:
         return written * self.gain(norm)
 
 
-@cache
 def families() -> dict[str, Family]:
     """Every family there is, by model type: the `FAMILY` of each module of this package."""
     modules = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]

@@ -189,7 +189,9 @@ def test_a_graph_whose_question_cannot_be_rebuilt(graph, own, tmp_path, field, v
 
 def test_info_on_what_is_not_there():
     assert "no model 'gemma-9'" in refusal("info", "gemma-9")
-    assert "no dictionaries for gemma-2-2b-it" in refusal("info", "gemma-2-2b-it")
+    message = refusal("info", "gemma-2-2b-it")
+    assert "no dictionaries for 'gemma-2-2b-it'" in message
+    assert "--dictionaries gemma-2-2b" in message
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_one_dictionary_at_a_time_gives_the_same_rows(model, bridge, tmp_path):
     for site in model.sites:
         save_mapped(model.dictionaries[site], tmp_path / str(site))
     largest = max(model.dictionaries.summary(site).n_bytes for site in model.sites)
-    store = DictionaryStore({s: tmp_path / str(s) for s in model.sites}, budget=2 * largest)
+    store = DictionaryStore({s: tmp_path / str(s) for s in model.sites}, budget=3 * largest)
     streamed = check_dictionaries(splice(bridge, store), TEXTS)
     for row, kept in zip(streamed, check_dictionaries(model, TEXTS), strict=True):
         assert row.l0 == kept.l0
