@@ -286,10 +286,11 @@ class SplicedModel:
 
     def _site_hooks(self, site: Site, hook: SiteHook, freeze: Freeze) -> list[ForwardHook]:
         """`hook` as TransformerLens' hooks: where the site writes, and before it where it reads."""
-        family, name = self.family, self.family.read_norm(site)
-        if name is None:
+        family = self.family
+        found = family.read_norm(self.bridge.original_model, site)
+        if found is None:
             return [(family.hook_point(site), _as_hook(lambda x: hook(x, x)))]
-        norm = family.norms_of(self.bridge.original_model)[name]
+        name, norm = found
         held: list[Tensor] = []
 
         def read(x: Tensor, hook: Any) -> None:

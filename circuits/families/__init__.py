@@ -52,10 +52,16 @@ class Family:
         """TransformerLens' name of what `site` writes."""
         return self.hook_points[site.kind].format(layer=site.layer)
 
-    def read_norm(self, site: Site) -> str | None:
-        """TransformerLens' name of the norm whose normalised input `site` reads, if it does."""
+    def read_norm(self, huggingface: Any, site: Site) -> tuple[str, Any] | None:
+        """The norm whose normalised input `site` reads, if it does: TransformerLens' name, module.
+
+        One norm alone is looked up: this is done in every pass.
+        """
         name = self.read_points.get(site.kind)
-        return name and name.format(layer=site.layer)
+        if name is None:
+            return None
+        path = self.norms[name].format(layer=site.layer)
+        return name.format(layer=site.layer), _module(huggingface, path)
 
     def normalized(self, norm: Any, x: Tensor, *, frozen: bool) -> Tensor:
         """`x` over its root mean square, without the gain, in the dtype of `x`.
