@@ -9,6 +9,11 @@
 
 A target's gradient never travels beyond its direct predecessors. Where no attention lies between,
 positions do not mix, and one backward row carries a target at every position.
+
+A transcoder cuts the model where its MLP writes, and reads what the MLP reads: with one at every
+layer, no MLP lies between any two sites. What its skip connection writes, `x_in @ W_skip`, is no
+node but part of the stretch between sites (as in circuit-tracer): it is added to the leaf with its
+gradient, so that what lies below the transcoder reaches across it to what lies above.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from tqdm import tqdm
 from attribution.gradients import checked
 from attribution.metrics import AtLast, Score
 from circuits import BiasNode, ErrorNode, LatentNode, LogitNode, Node, Site, SplicedModel, TokenNode
-from circuits.active import Active, write_active
+from circuits.active import Active, constant, write_active
 from circuits.freeze import Freeze
 from circuits.splice import SiteHook
 
@@ -33,8 +38,8 @@ class LocalPass:
     """A pass cut at every spliced site.
 
     Attributes:
-        inputs: What each site reads, `[1, pos, d]`, a function of the leaves below it.
-        leaves: What each site writes, `[1, pos, d]`; under `None` the scaled embedding.
+        inputs: What each site reads, `[1, pos, d_in]`, a function of the leaves below it.
+        leaves: What each site writes, `[1, pos, d_out]`; under `None` the scaled embedding.
         score: The metric, `[1]`.
         reads: Where dictionaries read, `[pos]`.
     """
@@ -49,13 +54,18 @@ def local_pass(model: SplicedModel, ids: Tensor, score: Score, freeze: Freeze) -
     """Phase 1."""
     inputs: dict[Site, Tensor] = {}
     leaves: dict[Site | None, Tensor] = {}
+    reads = model.reads(ids)
 
     def cut(site: Site | None) -> SiteHook:
-        def hook(x: Tensor) -> Tensor:
-            if site is not None:
-                inputs[site] = x
-            leaves[site] = x.detach().requires_grad_()
-            return leaves[site]
+        def hook(read: Tensor, written: Tensor) -> Tensor:
+            leaves[site] = written.detach().requires_grad_()
+            if site is None:
+                return leaves[site]
+            inputs[site] = read
+            if not model.dictionaries.summary(site).has_skip:
+                return leaves[site]
+            skip = (model.dictionaries[site].skip(read) * reads[..., None]).to(written.dtype)
+            return leaves[site] + (skip - skip.detach())  # no value of its own: the leaf has it
 
         return hook
 
@@ -64,7 +74,7 @@ def local_pass(model: SplicedModel, ids: Tensor, score: Score, freeze: Freeze) -
         last = isinstance(score, AtLast)
         logits = model.forward(ids, hooks, freeze=freeze, embedding=cut(None), last_only=last)
         values = checked(score(logits), 1)
-    return LocalPass(inputs, leaves, values, model.reads(ids)[0])
+    return LocalPass(inputs, leaves, values, reads[0])
 
 
 @dataclass(frozen=True)
@@ -101,8 +111,9 @@ def find_sources(
 ) -> dict[Site | None, Sources]:
     """The sources among `nodes`, leaf by leaf; each dictionary is read once, at these latents.
 
-    An error's vector is what the site writes less its bias and the latents *that are among the
-    nodes*: latents left out of the graph are carried by their error node, so that sums close.
+    An error's vector is what the site writes less its bias, its skip connection and the latents
+    *that are among the nodes*: latents left out of the graph are carried by their error node, so
+    that sums close.
     """
     index = {node: i for i, node in enumerate(nodes)}
     sources: dict[Site | None, Sources] = {}
@@ -124,6 +135,8 @@ def find_sources(
         at = torch.tensor([index[n] for n in chosen], dtype=torch.long)
         on = acts[at].to(device)
         bias = dictionary.b_dec.float() * cut.reads[:, None]
+        fixed = constant(dictionary, cut.inputs[site].detach()[0].float()).float()
+        fixed = fixed * cut.reads[:, None]
         written, _ = write_active(dictionary.W_dec, Active(pos, latents, on), n_pos)
         sources[site] = Sources(
             pos,
@@ -132,7 +145,7 @@ def find_sources(
             biases,
             dictionary.W_dec[latents],
             at.to(device),
-            x - bias - written.float(),
+            x - fixed - written.float(),
             torch.tensor([index[ErrorNode(site, p)] for p in range(n_pos)], device=device),
             bias,
             index[BiasNode(site)],

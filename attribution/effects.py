@@ -49,7 +49,7 @@ class SiteEffects:
         acts: Activations on the prompt, `[n]`; 0 for a latent that only the reference switches on.
         grad: `d metric / d acts`, `[n]`, in the metric's units per unit of activation.
         effect: `grad * (acts - baseline)`, `[n]`, in the metric's units.
-        error: `x - decode(acts)`, `[pos, d_out]`.
+        error: What the site writes less `decode(acts)`, `[pos, d_out]`.
         error_effect: `[pos]`.
         bias_effect: Of the decoder's bias, over all positions, against zero; with `freeze` also of
             the encoder's, through the active latents (with `recompute` it has none: the error
@@ -165,9 +165,16 @@ def total_effects(
         reference=reference.name,
         sites={
             site: site_effects(
-                model, site, x[0], result.grads[site][0], reads, reference, downstream
+                model,
+                site,
+                read[0],
+                result.outputs[site][0],
+                result.grads[site][0],
+                reads,
+                reference,
+                downstream,
             )
-            for site, x in tqdm(
+            for site, read in tqdm(
                 result.inputs.items(), "total effects", unit="site", disable=None, delay=1
             )
         },
@@ -178,22 +185,26 @@ def total_effects(
 def site_effects(
     model: SplicedModel,
     site: Site,
-    x: Tensor,
+    read: Tensor,
+    written: Tensor,
     grad: Tensor,
     reads: Tensor,
     reference: Reference,
     downstream: str,
 ) -> SiteEffects:
-    """One site's effects from its activation and its output's gradient, both `[pos, d]`."""
+    """One site's effects from what it reads and writes and its output's gradient, `[pos, d]`.
+
+    What a skip connection writes is no node: it has its effect through the nodes upstream.
+    """
     dictionary = model.dictionaries[site]
     grad = grad.float()
     latents, off = _with_baseline(
-        find_active(dictionary, x, reads[0]), reference.trace.sites[site], dictionary.d_sae
+        find_active(dictionary, read, reads[0]), reference.trace.sites[site], dictionary.d_sae
     )
     on = latents.acts.float()
-    written, latent_grad = write_active(dictionary.W_dec, latents, len(x), grad)
-    fixed = constant(dictionary, x) * reads[0][:, None]
-    error = x.float() - written.float() - fixed.float()
+    decoded, latent_grad = write_active(dictionary.W_dec, latents, len(read), grad)
+    fixed = constant(dictionary, read) * reads[0][:, None]
+    error = written.float() - decoded.float() - fixed.float()
     latent_grad = latent_grad.float()
     bias_effect = (grad[reads[0]] @ dictionary.b_dec.float()).sum()
     if downstream == "freeze":

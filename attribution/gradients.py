@@ -24,8 +24,9 @@ class Gradients:
 
     Attributes:
         score: The metric, `[batch]`.
-        inputs: The activation at each site, `[batch, pos, d]`.
-        grads: The gradient of the metric with respect to each site's output, `[batch, pos, d]`.
+        inputs: What each site reads, `[batch, pos, d_in]`.
+        outputs: What the model writes there, before any replacement, `[batch, pos, d_out]`.
+        grads: The gradient of the metric with respect to each site's output, `[batch, pos, d_out]`.
             A latent's gradient is `grad @ W_dec[latent]`, an error's is `grad` itself.
         embedding: The scaled embedding, `[batch, pos, d_model]`.
         embedding_grad: The metric's gradient there.
@@ -33,6 +34,7 @@ class Gradients:
 
     score: Tensor
     inputs: Mapping[Site, Tensor]
+    outputs: Mapping[Site, Tensor]
     grads: Mapping[Site, Tensor]
     embedding: Tensor
     embedding_grad: Tensor
@@ -51,7 +53,8 @@ def gradients(
     """The metric's gradient at every site, under one convention for what lies downstream.
 
     `recompute` lets gradients pass a site as if no dictionary were there. `freeze` holds errors:
-    a site gives `decode(encode(x)) + error`, and gradients pass through active latents alone.
+    a site gives `decode(encode(x)) + error`, and gradients pass from what it writes to what it
+    reads through active latents alone, and through the skip connection if there is one.
 
     Args:
         model: The spliced model.
@@ -71,25 +74,32 @@ def gradients(
     reads = model.reads(ids)
     inputs: dict[Site, Tensor] = {}
     outputs: dict[Site, Tensor] = {}
+    results: dict[Site, Tensor] = {}
     start: list[Tensor] = []
 
     def at(site: Site) -> SiteHook:
-        def hook(x: Tensor) -> Tensor:
-            inputs[site] = x.detach()
+        def hook(read: Tensor, written: Tensor) -> Tensor:
+            inputs[site], outputs[site] = read.detach(), written.detach()
             if site in replace:
-                x = replace[site].to(x.dtype).detach().requires_grad_()
+                result = replace[site].to(written.dtype).detach().requires_grad_()
             elif downstream == "freeze":
-                reconstruction = Reconstruction.apply(x, reads, model.dictionaries, site)
-                if clean_errors is not None:
-                    x = (reconstruction + clean_errors[site]).to(x.dtype)
-                else:  # the pass's own errors: its values stay what they are, bit for bit
-                    x = x.detach() + (reconstruction - reconstruction.detach()).to(x.dtype)
-            outputs[site] = x
-            return x
+                result = _hold_error(site, read, written)
+            else:
+                result = written
+            results[site] = result
+            return result
 
         return hook
 
-    def embed(x: Tensor) -> Tensor:
+    def _hold_error(site: Site, read: Tensor, written: Tensor) -> Tensor:
+        reconstruction = Reconstruction.apply(read, reads, model.dictionaries, site)
+        if clean_errors is not None:
+            return (reconstruction + clean_errors[site]).to(written.dtype)
+        # the pass's own errors: its values stay what they are, bit for bit
+        change = reconstruction - reconstruction.detach()
+        return written.detach() + change.to(written.dtype)
+
+    def embed(x: Tensor, _: Tensor) -> Tensor:
         start.append(x.detach().requires_grad_())
         return start[0]
 
@@ -102,11 +112,11 @@ def gradients(
             last_only=isinstance(score, AtLast),
         )
         values = checked(score(logits), len(ids))
-        wanted = [start[0], *outputs.values()]
+        wanted = [start[0], *results.values()]
         grads = torch.autograd.grad(values.sum(), wanted, allow_unused=True)
     zeros = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, grads, strict=True)]
-    by_site = dict(zip(outputs, zeros[1:], strict=True))
-    return Gradients(values.detach(), inputs, by_site, start[0].detach(), zeros[0])
+    by_site = dict(zip(results, zeros[1:], strict=True))
+    return Gradients(values.detach(), inputs, outputs, by_site, start[0].detach(), zeros[0])
 
 
 def checked(values: Tensor, batch: int) -> Tensor:

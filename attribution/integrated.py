@@ -63,7 +63,8 @@ def integrated_effects(
         n: Points on the way (midpoint rule).
         downstream: `recompute` or `freeze`.
         reference: The baseline; zero by default. Decoder biases stay (their effect is given by
-            the mean gradient, and is not part of the sum above).
+            the mean gradient, and is not part of the sum above), and so does what a skip
+            connection writes.
 
     Raises:
         UserError: `n` below 1, an unknown convention, or a metric that gives no gradient.
@@ -74,21 +75,23 @@ def integrated_effects(
     reference = reference or zero_reference(model, prompt)
     check_reference(model, reference, ids)
     reads = model.reads(ids)
-    embedding, inputs = model.activations(ids)
+    embedding, inputs, outputs = model.activations(ids)
     held = model.errors(ids) if downstream == "freeze" else None
     alphas = _midpoints(n, embedding)
     batch = ids.expand(n, -1)
     clean = gradients(model, ids, score, downstream=downstream)
     sites = {}
     for site in tqdm(model.sites, desc="integrated gradients", unit="site", disable=None, delay=1):
-        x = inputs[site][0]
-        base = _write(model, reference, site, reads)
-        way = base + alphas * (x - base)
+        read, written = inputs[site][0], outputs[site][0]
+        base = _write(model, reference, site, read, reads)
+        way = base + alphas * (written - base)
         result = gradients(
             model, batch, score, downstream=downstream, replace={site: way}, clean_errors=held
         )
         mean_grad = result.grads[site].float().mean(0)
-        sites[site] = site_effects(model, site, x, mean_grad, reads, reference, downstream)
+        sites[site] = site_effects(
+            model, site, read, written, mean_grad, reads, reference, downstream
+        )
     change = embedding[0] - reference.trace.embedding
     return Effects(
         metric=metric_name(metric),
@@ -134,11 +137,11 @@ def integrated_each(
     reference = reference or zero_reference(model, prompt)
     check_reference(model, reference, ids)
     check_nodes(model, ids, nodes)
-    inputs = model.activations(ids)[1]
+    outputs = model.activations(ids)[2]
     trace = model.trace(prompt)
     errors = {site: here.error[None] for site, here in trace.sites.items()}
     held = errors if downstream == "freeze" else None
-    alphas = _midpoints(n, inputs[model.sites[0]])
+    alphas = _midpoints(n, outputs[model.sites[0]])
     effects = torch.zeros(len(nodes), device=ids.device)
     per_pass = max(1, batch_size // n)
     bar = tqdm(total=len(nodes), desc="integrated gradients", unit="node", disable=None, delay=1)
@@ -146,8 +149,8 @@ def integrated_each(
         indices = [i for i, node in enumerate(nodes) if node.site == site]
         for chunk in (indices[i : i + per_pass] for i in range(0, len(indices), per_pass)):
             changes = torch.stack([_change(model, nodes[i], trace, reference) for i in chunk])
-            changes = changes.to(inputs[site].dtype)
-            x = inputs[site] - (1 - alphas) * changes[:, None]  # [node, point, pos, d]
+            changes = changes.to(outputs[site].dtype)
+            x = outputs[site] - (1 - alphas) * changes[:, None]  # [node, point, pos, d]
             result = gradients(
                 model,
                 ids.expand(len(chunk) * n, -1),
@@ -173,9 +176,14 @@ def _midpoints(n: int, like: Tensor) -> Tensor:
     return ((torch.arange(n, device=like.device) + 0.5) / n)[:, None, None].to(like.dtype)
 
 
-def _write(model: SplicedModel, reference: Reference, site: Site, reads: Tensor) -> Tensor:
-    """What the site writes in the reference, `[pos, d_out]`: decoded latents, bias and error."""
-    decoded = model.dictionaries[site].decode(reference.acts(site)) * reads[0][:, None]
+def _write(
+    model: SplicedModel, reference: Reference, site: Site, read: Tensor, reads: Tensor
+) -> Tensor:
+    """What the site writes with its nodes at the reference, `[pos, d_out]`.
+
+    Decoded latents, bias and error, and the skip connection of the clean `read [pos, d_in]`.
+    """
+    decoded = model.dictionaries[site].decode(reference.acts(site), read) * reads[0][:, None]
     return (decoded + reference.error(site)).to(model.dtype)
 
 

@@ -97,7 +97,7 @@ def constant(dictionary: Dictionary, x: Tensor) -> Tensor:
     bias = dictionary.b_dec.to(torch.promote_types(dictionary.b_dec.dtype, torch.float32))
     if dictionary.W_skip is None:
         return bias.expand(len(x), -1)
-    return bias + x.to(dictionary.W_skip.dtype) @ dictionary.W_skip
+    return bias + dictionary.skip(x)
 
 
 class Reconstruction(torch.autograd.Function):

@@ -133,7 +133,12 @@ class Dictionary:
         if self.W_skip is None:
             return x_hat
         assert x is not None, "a skip connection passes on what was encoded"
-        return x_hat + x.to(self.W_skip.dtype) @ self.W_skip
+        return x_hat + self.skip(x)
+
+    def skip(self, x: Tensor) -> Tensor:
+        """What the skip connection makes of `x [..., d_in]`, `[..., d_out]`; it must have one."""
+        assert self.W_skip is not None, f"{self.name} has no skip connection"
+        return x.to(self.W_skip.dtype) @ self.W_skip
 
     def to(
         self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None

@@ -62,9 +62,6 @@ ARRAYS_OF = {
 KIND_OF_HOOK = {"attn.hook_z": "attn", "hook_mlp_out": "mlp", "hook_resid_post": "resid"}
 """Our kind of site for TransformerLens' name of a tensor within a layer."""
 
-MLP_INPUTS = ("ln2.hook_normalized", "mlp.hook_in")
-"""What SAELens calls the normalised input of a layer's MLP."""
-
 
 def load_saelens(
     folder: str | Path,
@@ -141,8 +138,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 def site_of_saelens(folder: str | Path) -> Site | None:
     """Where the config says that the dictionary belongs, or `None` where that is no site.
 
-    A transcoder belongs to `transcoder.L` if it reads the normalised input of layer L's MLP and
-    writes that MLP's output.
+    A transcoder belongs to `transcoder.L` if it reads the normalised input of layer L's MLP before
+    the norm's gain, `ln2.hook_normalized`, and writes that MLP's output. One that reads
+    `mlp.hook_in`, after the gain, belongs to no site.
 
     Raises:
         UserError: see `read_config`.
@@ -154,8 +152,8 @@ def site_of_saelens(folder: str | Path) -> Site | None:
     target = site_of_hook(config.get("hook_name_out"))
     if target is None or target.kind != "mlp":
         return None
-    inputs = {f"blocks.{target.layer}.{name}" for name in MLP_INPUTS}
-    return Site(target.layer, "transcoder") if hook in inputs else None
+    reads = f"blocks.{target.layer}.ln2.hook_normalized"
+    return Site(target.layer, "transcoder") if hook == reads else None
 
 
 def site_of_hook(hook: object) -> Site | None:

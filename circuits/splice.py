@@ -1,11 +1,14 @@
 """The model with dictionaries spliced in: the one place where hooks enter the forward pass.
 
-At a site with activation `x`, `acts = encode(x)` and `error = x - decode(acts)`; it gives
+A site reads `x_in` and writes `x_out`: the same tensor for an autoencoder, the normalised input of
+the MLP and what it adds to the residual for a transcoder. With `acts = encode(x_in)` and
+`error = x_out - decode(acts)` the site gives
 
-    x + (decode(acts') - decode(acts)) + (error' - error)
+    x_out + (decode(acts') - decode(acts)) + (error' - error)
 
-which is `x` bit for bit while nothing is changed. Positions with BOS, EOS or padding bypass the
-dictionary: no latents, and the whole activation is error.
+which is `x_out` bit for bit while nothing is changed. Positions with BOS, EOS or padding bypass the
+dictionary: no latents, and the whole of `x_out` is error. What a skip connection passes on,
+`x_in @ W_skip`, belongs to `decode` and is no node: it follows what the pass makes of `x_in`.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from circuits.catalogue import ranges
 from circuits.dictionaries import Dictionary
 from circuits.errors import UserError
 from circuits.families import Family, family_of
-from circuits.freeze import LIVE, Freeze, freeze_hooks
+from circuits.freeze import LIVE, ForwardHook, Freeze, freeze_hooks
 from circuits.interventions import Edit, Intervention, edits
 from circuits.models import model_config
 from circuits.prompts import Prompt
@@ -35,8 +38,9 @@ from circuits.vocabulary import Prompts, Vocabulary
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-SiteHook = Callable[[Tensor], Tensor]
-"""From a site's activation `[batch, pos, d]` to what the model goes on with, of the same shape."""
+SiteHook = Callable[[Tensor, Tensor], Tensor]
+"""From what a site reads, `[batch, pos, d_in]`, and what the model writes there,
+`[batch, pos, d_out]`, to what the model goes on with in the place of the latter."""
 
 DOWNSTREAM = ("recompute", "freeze", "drop")
 """What errors do when something upstream has changed: follow, keep their clean values, or go."""
@@ -133,16 +137,17 @@ class SplicedModel:
 
         Args:
             ids: `[batch, pos]`.
-            hooks: What each site's activation `[batch, pos, d]` is replaced by.
+            hooks: What each site's output `[batch, pos, d_out]` is replaced by.
             freeze: What gradients treat as constant.
-            embedding: The same as a site hook, for the scaled embedding `[batch, pos, d_model]`.
+            embedding: A site hook for the scaled embedding `[batch, pos, d_model]`.
             last_only: Compute the logits of the last position alone, `[batch, 1, vocab]`.
         """
         # first: the site `mlp` is the output of a norm, and its hook must see that norm frozen
         table = freeze_hooks(self.bridge, freeze)
         if embedding is not None:  # then this: the site `embed` reads what it gives
-            table.append((self.family.hook_points["embed"], _as_hook(embedding)))
-        table += [(self.family.hook_point(site), _as_hook(hook)) for site, hook in hooks.items()]
+            table += self._site_hooks(Site(0, "embed"), embedding, freeze)
+        for site, hook in hooks.items():
+            table += self._site_hooks(site, hook, freeze)
         padded = _padding(ids, self.vocabulary)
         mask = {"attention_mask": (~padded).long()} if padded.any() else {}
         with self._hooked(table):
@@ -154,42 +159,46 @@ class SplicedModel:
         if len(ids) != 1:
             raise UserError(f"a trace is of one prompt; got {len(ids)}")
         reads = self.reads(ids)
-        embedding, activations = self.activations(ids)
+        embedding, inputs, outputs = self.activations(ids)
         sites = {}
-        for site, x in activations.items():
-            dictionary = self.dictionaries[site]
-            active = find_active(dictionary, x[0], reads[0])
-            error = x[0] - reconstruct(dictionary, x[0], reads[0], active)
+        for site in self.sites:
+            dictionary, x = self.dictionaries[site], inputs[site][0]
+            active = find_active(dictionary, x, reads[0])
+            error = outputs[site][0] - reconstruct(dictionary, x, reads[0], active)
             sites[site] = SiteTrace(active.pos, active.latent, active.acts, error, dictionary.d_sae)
         return Trace(ids[0], embedding[0], sites)
 
     @torch.no_grad()
-    def activations(self, ids: Tensor) -> tuple[Tensor, dict[Site, Tensor]]:
-        """The scaled embedding and each spliced site's activation, `[batch, pos, d]`, untouched."""
-        kept: dict[Site | None, Tensor] = {}
+    def activations(self, ids: Tensor) -> tuple[Tensor, dict[Site, Tensor], dict[Site, Tensor]]:
+        """The scaled embedding, and what each spliced site reads and what it writes, untouched.
+
+        All `[batch, pos, d]`. A transcoder writes another tensor than it reads.
+        """
+        kept: dict[Site | None, tuple[Tensor, Tensor]] = {}
 
         def keep(site: Site | None) -> SiteHook:
-            def hook(x: Tensor) -> Tensor:
-                kept[site] = x
-                return x
+            def hook(read: Tensor, written: Tensor) -> Tensor:
+                kept[site] = read, written
+                return written
 
             return hook
 
         hooks = {site: keep(site) for site in self.sites}
         self.forward(ids, hooks, embedding=keep(None), last_only=True)
-        return kept[None], {site: kept[site] for site in self.sites}
+        embedding, _ = kept.pop(None)
+        inputs, outputs = ({site: kept[site][i] for site in self.sites} for i in (0, 1))
+        return embedding, inputs, outputs
 
     def errors(self, ids: Tensor) -> dict[Site, Tensor]:
         """The error `[batch, pos, d_out]` at each spliced site of a clean pass."""
         reads = self.reads(ids)
-        return {
-            site: x - self.split(site, x, reads)[1] for site, x in self.activations(ids)[1].items()
-        }
+        _, inputs, outputs = self.activations(ids)
+        return {site: outputs[site] - self.split(site, x, reads)[1] for site, x in inputs.items()}
 
     def split(self, site: Site, x: Tensor, reads: Tensor) -> tuple[Tensor, Tensor]:
         """`acts [batch, pos, d_sae]` and what they decode to, `[batch, pos, d_out]`, at `reads`.
 
-        Both in float32, or wider where the dictionary is.
+        Both in float32, or wider where the dictionary is; `x` is what the site reads.
         """
         return _split(self.dictionaries[site], x, reads)
 
@@ -266,20 +275,40 @@ class SplicedModel:
     def d_vocab(self) -> int:
         return self.config.vocab_size
 
-    def _splice(self, site: Site, reads: Tensor, edit: Edit | None, keep: SiteHook) -> SiteHook:
+    def _splice(
+        self, site: Site, reads: Tensor, edit: Edit | None, keep: Callable[[Tensor], Tensor]
+    ) -> SiteHook:
         """The module's formula at one site; `keep` gives the error as it is without the edit."""
 
-        def hook(x: Tensor) -> Tensor:
+        def hook(read: Tensor, written: Tensor) -> Tensor:
             dictionary = self.dictionaries[site]  # only now: few of them are in memory at a time
-            acts, reconstruction = _split(dictionary, x, reads)
-            error = x - reconstruction
+            acts, reconstruction = _split(dictionary, read, reads)
+            error = written - reconstruction
             kept = keep(error)
             new_acts, new_error = edit(acts, kept) if edit else (acts, kept)
             changed = Active.of((new_acts - acts).flatten(0, 1))
-            change, _ = write_active(dictionary.W_dec, changed, len(x) * x.shape[1])  # no b_dec
-            return x + (change.view_as(error) + (new_error - error)).to(x.dtype)
+            change, _ = write_active(dictionary.W_dec, changed, read.shape[0] * read.shape[1])
+            return written + (change.view_as(error) + (new_error - error)).to(written.dtype)
 
         return hook
+
+    def _site_hooks(self, site: Site, hook: SiteHook, freeze: Freeze) -> list[ForwardHook]:
+        """`hook` as TransformerLens' hooks: where the site writes, and before it where it reads."""
+        family = self.family
+        found = family.read_norm(self.bridge.original_model, site)
+        if found is None:
+            return [(family.hook_point(site), _as_hook(lambda x: hook(x, x)))]
+        name, norm = found
+        held: list[Tensor] = []
+
+        def read(x: Tensor, hook: Any) -> None:
+            held.append(x)
+
+        def write(written: Tensor) -> Tensor:
+            x = family.normalized(norm, held.pop(), frozen=freeze.norms)
+            return hook(x, written)
+
+        return [(f"{name}.hook_in", read), (family.hook_point(site), _as_hook(write))]
 
     @contextmanager
     def _hooked(self, table: list[tuple[str, Callable[..., Any]]]):
@@ -300,7 +329,7 @@ def splice(
 
     Raises:
         UserError: a site the model does not have, a dictionary of another width than the model's
-            activation there, or no dictionaries.
+            activation there, both an autoencoder and a transcoder for one MLP, or no dictionaries.
     """
     config = model_config(bridge)
     widths = family_of(bridge.original_model).widths(config)
@@ -309,10 +338,10 @@ def splice(
     device = next(bridge.original_model.parameters()).device
     store = DictionaryStore.of(dictionaries, device)
     for site in store:
-        if site.kind not in widths:
+        if site.kind == "transcoder" and Site(site.layer, "mlp") in store:
             raise UserError(
-                f"a dictionary at {site} cannot be spliced in yet; "
-                "use Gemma Scope's dictionaries of kind mlp, or leave it out"
+                f"dictionaries at both {site} and mlp.{site.layer}, which write the same place; "
+                "leave one of the two out"
             )
         dictionary = store.summary(site)
         if site.layer >= config.num_hidden_layers:
@@ -331,7 +360,7 @@ def splice(
 
 def _split(dictionary: Dictionary, x: Tensor, reads: Tensor) -> tuple[Tensor, Tensor]:
     """`acts [batch, pos, d_sae]` and what they decode to, `[batch, pos, d_out]`, at `reads`."""
-    flat, flat_reads = x.flatten(0, 1), reads.flatten().expand(len(x) * x.shape[1])
+    flat, flat_reads = x.flatten(0, 1), reads.expand(x.shape[:2]).flatten()
     active = find_active(dictionary, flat, flat_reads)
     acts = active.acts.new_zeros(len(flat), dictionary.d_sae)
     acts[active.pos, active.latent] = active.acts
@@ -351,8 +380,8 @@ def _padding(ids: Tensor, vocabulary: Vocabulary) -> Tensor:
     return padded
 
 
-def _as_hook(hook: SiteHook) -> Callable[..., Tensor]:
-    """A site hook as TransformerLens calls it; the heads of `attn` are joined and split again."""
+def _as_hook(hook: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """`hook` as TransformerLens calls it; the heads of `attn` are joined and split again."""
 
     def wrapped(x: Tensor, hook_point: Any = None, **_: Any) -> Tensor:
         return hook(x.flatten(2)).view_as(x)  # returned, not only read: `hook_z` is a side view

@@ -33,7 +33,10 @@ may still be in somebody's hands, and the next is read ahead."""
 
 @dataclass(frozen=True)
 class Summary:
-    """What is known of a dictionary without having it in memory; names as in `Dictionary`."""
+    """What is known of a dictionary without having it in memory; names as in `Dictionary`.
+
+    `has_skip`: whether it has a skip connection.
+    """
 
     name: str
     average_l0: float | None
@@ -41,10 +44,12 @@ class Summary:
     d_sae: int
     d_out: int
     n_bytes: int
+    has_skip: bool
 
     @classmethod
     def of(cls, d: Dictionary) -> Summary:
-        return cls(d.name, d.average_l0, d.d_in, d.d_sae, d.d_out, d.n_bytes)
+        has_skip = d.W_skip is not None
+        return cls(d.name, d.average_l0, d.d_in, d.d_sae, d.d_out, d.n_bytes, has_skip)
 
 
 class DictionaryStore(Mapping[Site, Dictionary]):

@@ -16,8 +16,8 @@ class SiteTrace:
         pos: Positions of the active latents, `[n]`, ascending.
         latent: Their indices in the dictionary, `[n]`.
         acts: Their activations, `[n]`.
-        error: `x - decode(encode(x))`, `[pos, d_out]`, float32 or wider; the whole activation
-            where the dictionary does not read (BOS, EOS, padding).
+        error: What the site writes less `decode(encode(x))` of what it reads, `[pos, d_out]`,
+            float32 or wider; all it writes where the dictionary does not read (BOS, EOS, padding).
         d_sae: How many latents the dictionary has.
     """
 

@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from circuits import KINDS, ErrorNode
+from circuits import ErrorNode
 
 if TYPE_CHECKING:
     from experiments.ablation import Ablations
     from experiments.faithfulness import FaithfulnessCurve
 
-COLOURS = dict(zip(KINDS, ("#0072b2", "#d55e00", "#009e73"), strict=True))
+COLOURS = {
+    "embed": "#56b4e9",
+    "attn": "#0072b2",
+    "transcoder": "#cc79a7",
+    "mlp": "#d55e00",
+    "resid": "#009e73",
+}
 """Of each kind of site; told apart by colour-blind readers too."""
 
 

@@ -3,7 +3,7 @@
 1. *Promoted words.* The latent's direction in the residual stream, read through the unembedding:
 
        logits = (g_final * direction) @ W_U
-       direction = W_dec[latent]                           at resid and mlp
+       direction = W_dec[latent]                           at resid, mlp and transcoder
        direction = g_post * (W_O @ W_dec[latent])          at attn
 
    with `g` the gains of the final norm and, in families that have one, of the norm after attention

@@ -1,5 +1,7 @@
 """A small random Gemma 2 with random dictionaries: nothing in it is tuned to pass."""
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,7 +11,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFas
 from circuits import KINDS, Dictionary, Site
 
 N_LAYERS, D_MODEL, N_HEADS, D_HEAD, D_SAE, VOCAB = 3, 32, 4, 6, 96, 40
-WIDTHS = {"attn": N_HEADS * D_HEAD, "mlp": D_MODEL, "resid": D_MODEL}
+WIDTHS = {"attn": N_HEADS * D_HEAD, "transcoder": D_MODEL, "mlp": D_MODEL, "resid": D_MODEL}
 TEXT = "w1 w5 w9 w2 w5 w9 w30 w7 w8 w11"
 
 
@@ -35,7 +37,13 @@ def save_random_gemma(folder: Path, *, seed: int = 0, n_layers: int = N_LAYERS) 
     for weight in model.parameters():
         weight.data.normal_(0, 0.2 if weight.ndim == 1 else 0.3)
     model.save_pretrained(folder)
-    words = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"w{i}" for i in range(VOCAB - 4))]
+    save_words(folder, VOCAB)
+    return folder
+
+
+def save_words(folder: Path, n: int) -> None:
+    """A tokenizer of `n` words: padding, EOS, BOS, what it does not know, `w0`, `w1`, ..."""
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"w{i}" for i in range(n - 4))]
     vocabulary = {word: i for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -47,10 +55,33 @@ def save_random_gemma(folder: Path, *, seed: int = 0, n_layers: int = N_LAYERS) 
         unk_token="<unk>",
         padding_side="right",
     ).save_pretrained(folder)
-    return folder
 
 
-def random_dictionaries(*, seed: int = 1, dtype: torch.dtype = torch.float32) -> dict:
+def chosen_dictionaries(kinds: Iterable[str], *, dtype: torch.dtype = torch.float32) -> dict:
+    """At every layer one of each of `kinds`; `skip` is a transcoder with a skip connection."""
+    every = random_dictionaries(dtype=dtype)
+    for kind in ("transcoder", "skip"):
+        if kind in kinds:
+            every |= random_transcoders(skip=kind == "skip", dtype=dtype)
+    wanted = {"transcoder" if kind == "skip" else kind for kind in kinds}
+    return {site: every[site] for site in sorted(every) if site.kind in wanted}
+
+
+def random_transcoders(*, skip: bool = False, dtype: torch.dtype = torch.float32) -> dict:
+    """One for every layer, as poor as `random_dictionaries`."""
+    made = random_dictionaries(seed=2, dtype=dtype, kinds=("transcoder",))
+    if not skip:
+        return made
+    generator = torch.Generator().manual_seed(3)
+    return {
+        site: replace(d, W_skip=torch.randn(D_MODEL, D_MODEL, generator=generator).to(dtype) * 0.1)
+        for site, d in made.items()
+    }
+
+
+def random_dictionaries(
+    *, seed: int = 1, dtype: torch.dtype = torch.float32, kinds: tuple[str, ...] = KINDS
+) -> dict:
     """One for every site; about a third of the latents fire, and reconstruction is poor."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -67,5 +98,5 @@ def random_dictionaries(*, seed: int = 1, dtype: torch.dtype = torch.float32) ->
             name=f"random/{kind}.{layer}",
         )
         for layer in range(N_LAYERS)
-        for kind in KINDS
+        for kind in kinds
     }

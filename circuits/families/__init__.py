@@ -22,10 +22,13 @@ class Family:
     Attributes:
         model_type: As `config.json` has it.
         title: For messages: `Gemma 2`.
-        hook_points: TransformerLens' name of each kind of site; at `attn` the tensor there is
-            `[batch, pos, head, d_head]`, elsewhere `[batch, pos, d]`.
+        hook_points: TransformerLens' name of what each kind of site writes; at `attn` the tensor
+            there is `[batch, pos, head, d_head]`, elsewhere `[batch, pos, d]`.
+        read_points: The TransformerLens name of a norm, for each kind of site that does not read
+            what it writes: it reads what the norm makes of its input *before the gain*.
         widths: Numbers a position at each kind of site, from the model's configuration.
         norms: The path of every norm, by its TransformerLens name; the last one is `ln_final`.
+        scale: What a norm multiplies `x [..., d_model]` by before the gain, `[..., 1]`, float32.
         frozen_norm: What a norm makes of `x` with its scale held constant in the backward pass;
             bit for bit what Hugging Face's module gives, hence in its order of operations.
         gain: What a norm multiplies each coordinate by, `[d_model]`, float32.
@@ -36,16 +39,38 @@ class Family:
     model_type: str
     title: str
     hook_points: Mapping[str, str]
+    read_points: Mapping[str, str]
     widths: Callable[[Any], Mapping[str, int]]
     norms: Mapping[str, str]
+    scale: Callable[[Any, Tensor], Tensor]
     frozen_norm: Callable[[Any, Tensor], Tensor]
     gain: Callable[[Any], Tensor]
     attn_out: str
     attn_out_norm: str | None = None
 
     def hook_point(self, site: Site) -> str:
-        """TransformerLens' name of `site`."""
+        """TransformerLens' name of what `site` writes."""
         return self.hook_points[site.kind].format(layer=site.layer)
+
+    def read_norm(self, huggingface: Any, site: Site) -> tuple[str, Any] | None:
+        """The norm whose normalised input `site` reads, if it does: TransformerLens' name, module.
+
+        One norm alone is looked up: this is done in every pass.
+        """
+        name = self.read_points.get(site.kind)
+        if name is None:
+            return None
+        path = self.norms[name].format(layer=site.layer)
+        return name.format(layer=site.layer), _module(huggingface, path)
+
+    def normalized(self, norm: Any, x: Tensor, *, frozen: bool) -> Tensor:
+        """`x` over its root mean square, without the gain, in the dtype of `x`.
+
+        TransformerLens' `hook_normalized` has these values in float32, but its gradient does not
+        know whether the scale is held constant (`frozen`).
+        """
+        scale = self.scale(norm, x)
+        return (x.float() * (scale.detach() if frozen else scale)).type_as(x)
 
     def norms_of(self, huggingface: Any) -> dict[str, Any]:
         """Every norm of a model by its TransformerLens name."""

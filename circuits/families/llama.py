@@ -6,18 +6,21 @@ import torch
 from torch import Tensor
 
 from circuits.families import Family
+from circuits.sites import ALL_KINDS
 
 
 def widths(config: Any) -> dict[str, int]:
-    residual = config.hidden_size
-    heads = config.num_attention_heads * config.head_dim
-    return {"embed": residual, "attn": heads, "mlp": residual, "resid": residual}
+    by_kind: dict[str, int] = dict.fromkeys(ALL_KINDS, config.hidden_size)
+    return by_kind | {"attn": config.num_attention_heads * config.head_dim}
+
+
+def scale(norm: Any, x: Tensor) -> Tensor:
+    return torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
 
 
 def frozen_norm(norm: Any, x: Tensor) -> Tensor:
-    wide = x.float()
-    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).detach()
-    return norm.weight * (wide * scale).type_as(x)  # rounded before the gain
+    held = scale(norm, x).detach()
+    return norm.weight * (x.float() * held).type_as(x)  # rounded before the gain
 
 
 def gain(norm: Any) -> Tensor:
@@ -30,15 +33,18 @@ FAMILY = Family(
     hook_points={
         "embed": "embed.hook_out",
         "attn": "blocks.{layer}.attn.hook_z",
+        "transcoder": "blocks.{layer}.hook_mlp_out",
         "mlp": "blocks.{layer}.hook_mlp_out",  # the MLP's own output
         "resid": "blocks.{layer}.hook_resid_post",
     },
+    read_points={"transcoder": "blocks.{layer}.ln2"},
     widths=widths,
     norms={
         "blocks.{layer}.ln1": "model.layers.{layer}.input_layernorm",
         "blocks.{layer}.ln2": "model.layers.{layer}.post_attention_layernorm",
         "ln_final": "model.norm",
     },
+    scale=scale,
     frozen_norm=frozen_norm,
     gain=gain,
     attn_out="model.layers.{layer}.self_attn.o_proj",

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     help="Of a model folder of your own: its dictionaries; or the name of the model whose Gemma "
     "Scope to take.",
 )  # fmt: skip
-@click.option("--sites", metavar="KINDS", help="Kinds of site: attn,mlp,resid (the default).")
+@click.option(
+    "--sites",
+    metavar="KINDS",
+    help="Kinds: attn,mlp,resid (default); transcoder.",
+)
 @click.option("--width", help="Of several dictionaries at a site: 16k (the default).")
 @click.option("--l0", help="And of several L0: canonical (the default), 71, nearest:50.")
 def info(

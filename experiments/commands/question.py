@@ -44,7 +44,7 @@ _OPTIONS = (
         help="A folder that mirrors the hub (folders ending in -res, -att, -mlp) or holds other "
         "libraries' dictionaries; or the name of a model whose Gemma Scope to take.",
     ),
-    click.option("--sites", metavar="KINDS", help="Kinds of site: attn,mlp,resid (the default)."),
+    click.option("--sites", metavar="KINDS", help="Kinds: attn,mlp,resid (default); transcoder."),
     click.option("--width", help="Of several dictionaries at a site: 16k (the default)."),
     click.option("--l0", help="And of several L0: canonical (the default), 71, nearest:50."),
     click.option("--device", help="cpu, cuda, ...; CUDA when there is one, by default."),

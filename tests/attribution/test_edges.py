@@ -17,10 +17,11 @@ from circuits import (
     splice,
 )
 from circuits.freeze import Freeze
-from tests.random_gemma import TEXT, random_dictionaries
+from tests.random_gemma import TEXT, chosen_dictionaries, random_dictionaries
 
 METRIC = logit_diff("w3", "w4")
 CHOICES = [KINDS, ("attn", "mlp"), ("mlp", "resid"), ("attn",), ("mlp",), ("resid",)]
+CHOICES += [("transcoder",), ("skip",), ("attn", "transcoder", "resid"), ("attn", "skip")]
 
 
 @pytest.fixture(scope="module", params=["bridge", "llama_bridge"], ids=["gemma2", "llama"])
@@ -31,8 +32,7 @@ def some_bridge(request):
 @pytest.fixture(scope="module", params=CHOICES, ids="+".join)
 def some(request, some_bridge):
     """A model with some kinds of site spliced."""
-    chosen = {s: d for s, d in random_dictionaries().items() if s.kind in request.param}
-    return splice(some_bridge, chosen, name="random")
+    return splice(some_bridge, chosen_dictionaries(request.param), name="random")
 
 
 def is_target(node):
@@ -41,7 +41,10 @@ def is_target(node):
 
 @pytest.mark.parametrize("max_latents", [None, 100])
 def test_where_the_stretch_is_linear_edges_sum_to_the_pre_activation(some, max_latents):
-    """Norms and patterns frozen, no MLP between: also when latents are left out of the graph."""
+    """Norms and patterns frozen, no MLP between: also when latents are left out of the graph.
+
+    With transcoders no MLP lies between any two sites, nor between a site and the metric.
+    """
     a = attribute(some, TEXT, METRIC, max_latents=max_latents, norms="frozen")
     kinds = {site.kind for site in some.sites}
     sums = a.edges.to_dense().double().sum(1)
@@ -51,7 +54,8 @@ def test_where_the_stretch_is_linear_edges_sum_to_the_pre_activation(some, max_l
         if not isinstance(node, LatentNode):
             continue
         behind_an_mlp = node.site.kind == "mlp" or (
-            "mlp" not in kinds and (node.site.layer > 0 or node.site.kind == "resid")
+            kinds.isdisjoint({"mlp", "transcoder"})
+            and (node.site.layer > 0 or node.site.kind == "resid")
         )
         if behind_an_mlp:
             continue
@@ -59,7 +63,7 @@ def test_where_the_stretch_is_linear_edges_sum_to_the_pre_activation(some, max_l
         pre = d.pre_acts(activations[node.site][0, node.pos])[node.latent].item()
         assert sums[i].item() == pytest.approx(pre, rel=1e-4, abs=1e-5)
         tested += 1
-    linear = "attn" in kinds or kinds == {"mlp", "resid"}
+    linear = not kinds.isdisjoint({"attn", "transcoder"}) or kinds == {"mlp", "resid"}
     assert bool(tested) == linear
 
 
@@ -102,8 +106,11 @@ def clean_values(model, ids, freeze):
     return kept
 
 
-def held(model, kept):
-    """Hooks that put the clean patterns and norm scales in the place of the pass's own."""
+def held(model, kept, normalized):
+    """Hooks that put the clean patterns and norm scales in the place of the pass's own.
+
+    What held norms make of their input, without the gain, is put into `normalized`.
+    """
     hooks = []
     for name, clean in kept.items():
         if name.endswith("hook_pattern"):
@@ -116,7 +123,8 @@ def held(model, kept):
         hooks.append((name, lambda x, hook, inputs=inputs: inputs.update(x=x)))
 
         def out(y, hook, inputs=inputs, factor=factor, norm=norm):
-            return inputs["x"] * factor * gain(model, norm)
+            normalized[norm] = inputs["x"] * factor
+            return normalized[norm] * gain(model, norm)
 
         hooks.append((f"{norm}.hook_out", out))
     return model.bridge.hooks(fwd_hooks=hooks)
@@ -145,7 +153,10 @@ def vector_of(node, sources):
 @pytest.mark.parametrize("norms", ["frozen", "live"])
 @pytest.mark.parametrize("attention", ["frozen", "live"])
 def test_every_edge_is_a_finite_difference(some, attention, norms):
-    """Nudge the source by h, hold the other sites, read the target's pre-activation."""
+    """Nudge the source by h, hold the other sites, read the target's pre-activation.
+
+    A skip connection passes the nudge on: it lies between sites.
+    """
     a = attribute(some, TEXT, METRIC, max_latents=60, attention=attention, norms=norms)
     ids = some.tokens(TEXT)
     freeze = Freeze(attention == "frozen", norms == "frozen")
@@ -179,17 +190,26 @@ def test_every_edge_is_a_finite_difference(some, attention, norms):
 
 def read_targets(model, ids, nodes, cut, leaf, nudge, kept):
     """Pre-activations of all latents and the metric, every site held at its clean output."""
-    seen = {}
+    seen, normalized = {}, {}
 
     def hold(site):
-        def hook(x):
-            seen[site] = x
+        def hook(read, _):
             out = cut.leaves[site].detach()
+            if site is not None and site.kind == "transcoder":
+                read = normalized.get(f"blocks.{site.layer}.ln2", read)
+                out = out + skipped(site, read) - skipped(site, cut.inputs[site].detach())
+            seen[site] = read
             return out + nudge if site == leaf else out
 
         return hook
 
-    with torch.no_grad(), held(model, kept):
+    def skipped(site, read):
+        dictionary = model.dictionaries[site]
+        if dictionary.W_skip is None:
+            return 0.0
+        return read @ dictionary.W_skip * cut.reads[:, None]
+
+    with torch.no_grad(), held(model, kept, normalized):
         logits = model.forward(ids, {s: hold(s) for s in model.sites}, embedding=hold(None))
     values = torch.zeros(len(nodes))
     values[-1] = bind(METRIC, model)(logits)[0]

@@ -26,12 +26,31 @@ from circuits import (
     zero_reference,
 )
 from circuits.interventions import edits
-from tests.random_gemma import TEXT, random_dictionaries
+from tests.random_gemma import TEXT, chosen_dictionaries, random_dictionaries
 
 METRIC = logit_diff("w3", "w4")
 OTHER = TEXT.replace("w5", "w6")
 PROMPT = Prompt(TEXT, corrupted=OTHER)
 SITES = [Site(layer, kind) for layer in range(3) for kind in KINDS]
+TRANSCODERS = [Site(layer, "transcoder") for layer in range(3)]
+CHOICES = [KINDS, ("attn", "transcoder", "resid"), ("attn", "skip", "resid"), ("skip",)]
+
+
+@pytest.fixture(scope="module", params=["bridge", "llama_bridge"], ids=["gemma2", "llama"])
+def some_bridge(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module", params=CHOICES, ids="+".join)
+def some(request, some_bridge):
+    """A model with some kinds of site spliced."""
+    return splice(some_bridge, chosen_dictionaries(request.param), name="random")
+
+
+@pytest.fixture(scope="module", params=CHOICES[1:], ids="+".join)
+def transcoded(request, some_bridge):
+    """A model with transcoders spliced."""
+    return splice(some_bridge, chosen_dictionaries(request.param), name="random")
 
 
 def measure(model, interventions, downstream):
@@ -47,7 +66,8 @@ def measure(model, interventions, downstream):
 
     ids = model.tokens(TEXT)
     changes = edits(model, ids, [interventions])
-    logits = model.run(ids, {s: watched(changes.get(s)) for s in SITES}, downstream=downstream)
+    hooks = {site: watched(changes.get(site)) for site in model.sites}
+    logits = model.run(ids, hooks, downstream=downstream)
     return bind(METRIC, model)(logits).item(), torch.cat(on, -1)
 
 
@@ -57,22 +77,34 @@ def test_an_effect_is_a_finite_difference(model, site, downstream):
     """Scaling a node by 1 + h changes the metric by h times its effect.
 
     With frozen errors this holds where no latent crosses its threshold on the way: the metric
-    jumps there.
+    jumps there. The step is the largest that crosses none: float32 rounds the metric of a small
+    one.
     """
+    check_finite_differences(model, site, downstream)
+
+
+@pytest.mark.parametrize("downstream", ["recompute", "freeze"])
+@pytest.mark.parametrize("site", TRANSCODERS, ids=str)
+def test_an_effect_of_a_transcoder_is_a_finite_difference(transcoded, site, downstream):
+    check_finite_differences(transcoded, site, downstream)
+
+
+def check_finite_differences(model, site, downstream):
     effects = total_effects(model, TEXT, METRIC, downstream=downstream)
     e = effects.sites[site]
     top = e.effect.abs().topk(6).indices
     nodes: list = [LatentNode(site, int(e.latent[i]), int(e.pos[i])) for i in top]
     nodes.append(ErrorNode(site, int(e.error_effect.abs().argmax())))
-    h, tested = 4e-4, 0
+    tested = 0
     for node in nodes:
-        (up, on_up), (down, on_down) = (
-            measure(model, [scale(node, 1 + s)], downstream) for s in (h, -h)
-        )
-        if downstream == "freeze" and not torch.equal(on_up, on_down):
-            continue
-        assert (up - down) / (2 * h) == pytest.approx(effects.of(node), rel=2e-2, abs=2e-3)
-        tested += 1
+        for h in (2e-3, 1e-3, 4e-4):
+            (up, on_up), (down, on_down) = (
+                measure(model, [scale(node, 1 + s)], downstream) for s in (h, -h)
+            )
+            if downstream == "recompute" or torch.equal(on_up, on_down):
+                assert (up - down) / (2 * h) == pytest.approx(effects.of(node), rel=2e-2, abs=2e-3)
+                tested += 1
+                break
     assert tested >= 3
 
 
@@ -84,7 +116,7 @@ def test_token_effects_are_finite_differences(model):
         values = []
         for s in (h, -h):
 
-            def nudge(x, pos=pos, s=s):
+            def nudge(x, _, pos=pos, s=s):
                 x = x.clone()
                 x[:, pos] *= 1 + s
                 return x
@@ -95,22 +127,25 @@ def test_token_effects_are_finite_differences(model):
         assert measured == pytest.approx(effects.of(TokenNode(pos)), rel=2e-2, abs=2e-3)
 
 
-def test_the_effects_of_a_site_are_those_of_its_activation(model):
-    """Latents, error and bias together are gradient . x: nothing is lost in the split."""
-    effects = total_effects(model, TEXT, METRIC)
-    activations = model.activations(model.tokens(TEXT))[1]
+def test_the_effects_of_a_site_are_those_of_what_it_writes(some):
+    """Latents, error, bias and skip connection together are gradient . x: nothing is lost."""
+    effects = total_effects(some, TEXT, METRIC)
+    ids = some.tokens(TEXT)
+    _, inputs, outputs = some.activations(ids)
     for site, e in effects.sites.items():
         total = e.effect.sum() + e.error_effect.sum() + e.bias_effect
-        expected = (e.grad_output * activations[site][0]).sum()
+        if some.dictionaries[site].W_skip is not None:
+            skip = some.dictionaries[site].skip(inputs[site]) * some.reads(ids)[..., None]
+            total += (e.grad_output * skip[0]).sum()
+        expected = (e.grad_output * outputs[site][0]).sum()
         torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("downstream", ["recompute", "freeze"])
-def test_attribution_does_not_change_the_metric(model, downstream):
-    logits = model.run(model.tokens(TEXT), last_only=True)
-    value = bind(METRIC, model)(logits).item()
-    assert value == pytest.approx(bind(METRIC, model)(model(TEXT)).item(), rel=1e-6)
-    assert total_effects(model, TEXT, METRIC, downstream=downstream).value == value
+def test_attribution_does_not_change_the_metric(some, downstream):
+    value = bind(METRIC, some)(some.run(some.tokens(TEXT), last_only=True)).item()
+    assert value == pytest.approx(bind(METRIC, some)(some(TEXT)).item(), rel=1e-6)
+    assert total_effects(some, TEXT, METRIC, downstream=downstream).value == value
 
 
 def test_the_baseline_is_subtracted(model):
@@ -146,6 +181,16 @@ def strongest(model, site, top=3):
 )
 def test_joint_integrated_gradients_conserve(model, site, which):
     """A site's effects sum to the metric's loss when the whole site goes to the baseline."""
+    check_conservation(model, site, which)
+
+
+@pytest.mark.parametrize("which", ["zero", "corrupted"])
+@pytest.mark.parametrize("site", TRANSCODERS, ids=str)
+def test_joint_integrated_gradients_of_a_transcoder_conserve(transcoded, site, which):
+    check_conservation(transcoded, site, which)
+
+
+def check_conservation(model, site, which):
     reference = {
         "zero": lambda: zero_reference(model, PROMPT),
         "mean": lambda: mean_reference(model, [TEXT, OTHER, TEXT.replace("w9", "w8")]),
@@ -165,6 +210,14 @@ def test_joint_integrated_gradients_conserve(model, site, which):
 
 @pytest.mark.parametrize("site", SITES[::2], ids=str)
 def test_integrated_gradients_of_one_latent_are_its_ablation(model, site):
+    check_ablation(model, site)
+
+
+def test_integrated_gradients_of_one_latent_of_a_transcoder_are_its_ablation(transcoded):
+    check_ablation(transcoded, Site(1, "transcoder"))
+
+
+def check_ablation(model, site):
     nodes = [*strongest(model, site), ErrorNode(site, 4)]
     effects = integrated_each(model, TEXT, METRIC, nodes, n=256, batch_size=256)
     clean = measure(model, [], "recompute")[0]

@@ -35,15 +35,22 @@ from circuits.families import families, family_of
 from circuits.freeze import Freeze
 from circuits.interventions import edits
 from circuits.npz import save_npz
+from circuits.sites import ALL_KINDS
 from graphs import AttributionGraph, label_latents
 from graphs.labels import promoted_logits
-from tests.random_gemma import TEXT, random_dictionaries
+from tests.random_gemma import (
+    TEXT,
+    chosen_dictionaries,
+    random_dictionaries,
+    random_transcoders,
+)
 from tests.random_llama import BOS, EOS, save_random_llama
 
 METRIC = logit_diff("w3", "w4")
 TEXTS = ["w1 w2 w3", TEXT, "w4 w4 w20 w21 w22 w4"]
 SITES = [Site(layer, kind) for layer in range(3) for kind in KINDS]
 CHOICES = [kinds for n in (1, 2, 3) for kinds in combinations(KINDS, n)]
+CHOICES += [("transcoder",), ("attn", "skip", "resid")]
 PLAIN = {"gemma2": Gemma2ForCausalLM, "llama": LlamaForCausalLM}
 
 
@@ -77,8 +84,7 @@ def both(request, folder):
 @pytest.mark.parametrize("kinds", CHOICES, ids="+".join)
 def test_spliced_and_plain_logits_agree_bit_for_bit(both, kinds, downstream):
     bridge, plain = both
-    chosen = {s: d for s, d in random_dictionaries().items() if s.kind in kinds}
-    model = splice(bridge, chosen)
+    model = splice(bridge, chosen_dictionaries(kinds))
     for text in TEXTS:
         ids = model.tokens(text)
         with torch.no_grad():
@@ -141,7 +147,7 @@ def test_sites_are_where_their_definitions_say(both, layer):
     bridge, plain = both
     model = splice(bridge, random_dictionaries())
     ids = model.tokens(TEXT)
-    embedding, activations = model.activations(ids)
+    embedding, _, activations = model.activations(ids)
     block = f"model.layers.{layer}"
     last = "post_feedforward_layernorm" if norms_after(plain.model.layers[layer]) else "mlp"
     expected = {
@@ -197,15 +203,39 @@ class TestTheEmbeddingSite:
         seen = []
         spliced.forward(
             ids,
-            {Site(0, "embed"): lambda x: (seen.append(x), x)[1]},
-            embedding=lambda x: leaf,
+            {Site(0, "embed"): lambda x, _: (seen.append(x), x)[1]},
+            embedding=lambda *_: leaf,
         )
         assert torch.equal(seen[0], leaf)
 
 
-def test_a_transcoder_cannot_be_spliced_in(bridge, model):
-    with pytest.raises(UserError, match=r"transcoder\.0 cannot be spliced in yet; use .* mlp"):
-        splice(bridge, {Site(0, "transcoder"): model.dictionaries[Site(0, "mlp")]})
+def test_a_transcoder_and_an_autoencoder_for_one_mlp(bridge, model):
+    dictionary = model.dictionaries[Site(0, "mlp")]
+    with pytest.raises(UserError, match=r"both transcoder\.0 and mlp\.0, which write the same"):
+        splice(bridge, {Site(0, kind): dictionary for kind in ("transcoder", "mlp")})
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_a_transcoder_reads_the_mlps_input_before_the_gain(both, layer):
+    """TransformerLens' `ln2.hook_normalized`, which no gradient needs, has the same values."""
+    bridge, plain = both
+    model = splice(bridge, random_transcoders())
+    ids = model.tokens(TEXT)
+    _, inputs, outputs = model.activations(ids)
+    site = Site(layer, "transcoder")
+    seen = {}
+    hook = (f"blocks.{layer}.ln2.hook_normalized", lambda x, hook: seen.update(x=x))
+    with torch.no_grad(), bridge.hooks(fwd_hooks=[hook]):
+        bridge(ids)
+    assert torch.equal(inputs[site], seen["x"].to(model.dtype))
+    block = f"model.layers.{layer}"
+    written = splice(bridge, random_dictionaries()).activations(ids)[2][Site(layer, "mlp")]
+    assert torch.equal(outputs[site], written)
+    norm = family_of(bridge.original_model).norms_of(bridge.original_model)[f"blocks.{layer}.ln2"]
+    mlp_in = activation_by_hand(plain, ids, f"{block}.mlp", before=True)
+    if model.dtype == torch.float32:
+        gained = inputs[site] * model.family.gain(norm)
+        torch.testing.assert_close(gained, mlp_in, rtol=1e-5, atol=1e-6)
 
 
 def test_a_dictionary_of_another_width(llama_bridge, model):
@@ -384,4 +414,4 @@ def test_a_family_gives_every_kind_that_can_be_spliced(both):
     bridge, _ = both
     family = family_of(bridge.original_model)
     widths = family.widths(bridge.original_model.config)
-    assert set(widths) == set(family.hook_points) == {"embed", *KINDS}
+    assert set(widths) == set(family.hook_points) == set(ALL_KINDS)

@@ -20,8 +20,10 @@ from circuits.hub import commit_of, download, list_files, verify
 from circuits.models import load_gemma
 from circuits.npz import load_npz, save_npz
 from circuits.sites import KINDS, Site
+from circuits.splice import splice
 from tests.circuits.hub import Hub
 from tests.circuits.small_dictionaries import D_IN, dictionary, put
+from tests.random_gemma import TEXT, random_transcoders
 
 MLP = "google/gemma-scope-2b-pt-mlp"
 
@@ -442,6 +444,17 @@ def test_the_embedding_and_transcoders_come_from_their_repositories(hub, tmp_pat
     assert [d.name for d in found.values()] == [embed, transcoder]
     assert [d.average_l0 for d in found.values()] == [111, 54]
     assert found[Site(3, "transcoder")].d_out == D_IN + 1
+
+
+def test_transcoders_by_name_are_spliced_in(hub, tmp_path, bridge):
+    made = random_transcoders()
+    hub.repositories["google/gemma-scope-2b-pt-transcoders"] = folder = tmp_path / "transcoders"
+    for file in scope_files("gemma-2-2b", sites="transcoder", layers=[0, 1, 2]):
+        save_npz(made[file.site], folder / file.path / "params.npz")
+    found = gemma_scope("gemma-2-2b", sites=("transcoder",), layers=[0, 1, 2])
+    one, other = splice(bridge, found), splice(bridge, made)
+    assert one.sites == other.sites
+    assert torch.equal(one(TEXT, downstream="drop"), other(TEXT, downstream="drop"))
 
 
 def test_the_loopback_hub_serves_ranges_and_listings(hub):

@@ -164,7 +164,7 @@ def test_parameters_are_counted_as_hugging_face_counts_them(name):
 
 
 def test_every_kind_of_site_is_there_with_the_width_of_the_table(row):
-    embedding, activations = row.model.activations(IDS)
+    embedding, _, activations = row.model.activations(IDS)
     assert embedding.shape == (1, 6, row.shape.d_model)
     assert set(activations) == set(dictionaries(row.name))
     for site, x in activations.items():

@@ -111,11 +111,12 @@ def test_a_hook_that_is_no_site_belongs_nowhere(hook, site):
 
 
 def test_a_transcoder_belongs_where_it_reads_and_writes(copy):
-    folder = copy("transcoder", metadata={"hook_name": "blocks.1.mlp.hook_in"})
+    folder = copy("transcoder", metadata={"hook_name": "blocks.1.ln2.hook_normalized"})
     assert site_of_saelens(folder) is None
     for reads, writes, site in [
-        ("blocks.2.mlp.hook_in", "blocks.2.hook_mlp_out", "transcoder.2"),
-        ("blocks.2.mlp.hook_in", "blocks.3.hook_mlp_out", "None"),
+        ("blocks.2.ln2.hook_normalized", "blocks.2.hook_mlp_out", "transcoder.2"),
+        ("blocks.2.ln2.hook_normalized", "blocks.3.hook_mlp_out", "None"),
+        ("blocks.2.mlp.hook_in", "blocks.2.hook_mlp_out", "None"),  # after the norm's gain
         ("blocks.2.hook_resid_mid", "blocks.2.hook_mlp_out", "None"),
         ("blocks.2.hook_resid_pre", "blocks.2.hook_resid_post", "None"),
     ]:

@@ -24,7 +24,12 @@ from circuits import (
     zero,
     zero_reference,
 )
-from tests.random_gemma import TEXT, random_dictionaries
+from tests.random_gemma import (
+    TEXT,
+    chosen_dictionaries,
+    random_dictionaries,
+    random_transcoders,
+)
 
 TEXTS = ["w1 w2 w3", TEXT, "w4 w4 w20 w21 w22 w4"]
 
@@ -36,10 +41,23 @@ def keep(acts, error):
 
 def choices_of_sites():
     kinds = [c for n in (1, 2, 3) for c in combinations(KINDS, n)]
-    return [[Site(layer, kind) for layer in range(3) for kind in some] for some in kinds] + [
-        [Site(1, "resid")],
-        [Site(0, "attn"), Site(2, "mlp")],
+    kinds += [("transcoder",), ("skip",), ("attn", "transcoder"), ("attn", "skip", "resid")]
+    choices = [chosen_dictionaries(some) for some in kinds]
+    plain, transcoders = random_dictionaries(), random_transcoders(skip=True)
+    return [
+        *choices,
+        {Site(1, "resid"): plain[Site(1, "resid")]},
+        {site: plain[site] for site in (Site(0, "attn"), Site(2, "mlp"))},
+        {
+            Site(0, "mlp"): plain[Site(0, "mlp")],
+            Site(1, "transcoder"): transcoders[Site(1, "transcoder")],
+        },
     ]
+
+
+def names(dictionaries):
+    skips = any(d.W_skip is not None for d in dictionaries.values())
+    return "+".join(map(str, dictionaries)) + ("+skips" if skips else "")
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -64,16 +82,16 @@ def test_float32_dictionaries_fit_a_bfloat16_model(gemma_folder):
     assert all(t.acts.dtype == torch.float32 for t in model.trace(TEXT).sites.values())
 
 
-@pytest.mark.parametrize("sites", choices_of_sites(), ids=lambda s: "+".join(map(str, s)))
+@pytest.mark.parametrize("dictionaries", choices_of_sites(), ids=names)
 @pytest.mark.parametrize("downstream", ["recompute", "freeze"])
-def test_spliced_and_plain_logits_agree_bit_for_bit(both, sites, downstream):
+def test_spliced_and_plain_logits_agree_bit_for_bit(both, dictionaries, downstream):
     bridge, plain = both
-    dictionaries = random_dictionaries(dtype=next(plain.parameters()).dtype)
-    model = splice(bridge, {site: dictionaries[site] for site in sites})
+    dtype = next(plain.parameters()).dtype
+    model = splice(bridge, {site: d.to(dtype=dtype) for site, d in dictionaries.items()})
     ids = model.tokens(TEXTS)
     with torch.no_grad():
         expected = plain(ids, attention_mask=(ids != 0).long()).logits
-    spliced = model.run(ids, dict.fromkeys(sites, keep), downstream=downstream)
+    spliced = model.run(ids, dict.fromkeys(model.sites, keep), downstream=downstream)
     assert torch.equal(spliced, expected)
     assert torch.equal(model(TEXTS), expected)
 
@@ -102,12 +120,18 @@ def test_dictionaries_do_not_read_bos_eos_and_padding(model):
             assert torch.equal(t.error[pos], activations[site][0, pos])
 
 
-def test_a_trace_reconstructs_the_activation(model):
-    activations = model.activations(model.tokens(TEXT))[1]
-    for site, t in model.trace(TEXT).sites.items():
-        decoded = model.dictionaries[site].decode(t.dense())
+@pytest.fixture(scope="module", params=[KINDS, ("attn", "transcoder", "resid"), ("skip",)])
+def some(request, bridge):
+    """A model with some kinds of site spliced, float32."""
+    return splice(bridge, chosen_dictionaries(request.param), name="random")
+
+
+def test_a_trace_reconstructs_what_a_site_writes(some):
+    _, inputs, outputs = some.activations(some.tokens(TEXT))
+    for site, t in some.trace(TEXT).sites.items():
+        decoded = some.dictionaries[site].decode(t.dense(), inputs[site][0])
         decoded[0] = 0  # BOS
-        torch.testing.assert_close(decoded + t.error, activations[site][0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(decoded + t.error, outputs[site][0], rtol=1e-5, atol=1e-5)
 
 
 def strongest(model, site, pos=4):
@@ -134,7 +158,7 @@ def by_hand(model, site, pos, delta):
 
     if site.kind == "attn":
         handle = block.self_attn.o_proj.register_forward_pre_hook(add_to_input)
-    elif site.kind == "mlp":
+    elif site.kind in ("mlp", "transcoder"):
         handle = block.post_feedforward_layernorm.register_forward_hook(add)
     else:
         handle = block.register_forward_hook(add)
@@ -145,10 +169,11 @@ def by_hand(model, site, pos, delta):
         handle.remove()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "transcoder", "skip"])
 @pytest.mark.parametrize("layer", [0, 1, 2])
-def test_an_ablation_equals_the_same_edit_by_hand(model, layer, kind):
-    site = Site(layer, kind)
+def test_an_ablation_equals_the_same_edit_by_hand(bridge, layer, kind):
+    model = splice(bridge, chosen_dictionaries([kind]))
+    site = Site(layer, "transcoder" if kind == "skip" else kind)
     node, act = strongest(model, site)
     direction = model.dictionaries[site].W_dec[node.latent]
     error = model.trace(TEXT).sites[site].error[3]
@@ -179,15 +204,16 @@ def test_the_mean_is_the_mean_of_the_values(model):
     torch.testing.assert_close(model(TEXT, [mean(node, reference)]), expected)
 
 
-def test_freeze_is_reconstructions_plus_clean_errors(model):
+def test_freeze_is_reconstructions_plus_clean_errors(some):
     """By hand: the changed site, and downstream of it `decode(encode(x)) + clean error`."""
-    node, act = strongest(model, Site(0, "mlp"))
+    model = some
+    node, act = strongest(model, model.sites[1])
     ids = model.tokens(TEXT)
     reads, errors = model.reads(ids), model.errors(ids)
 
     def by_hand(site):
-        def hook(x):
-            out = model.split(site, x, reads)[1] + errors[site]
+        def hook(read, _):
+            out = model.split(site, read, reads)[1] + errors[site]
             if site == node.site:
                 out[:, node.pos] -= act * model.dictionaries[site].W_dec[node.latent]
             return out
@@ -202,13 +228,14 @@ def test_freeze_is_reconstructions_plus_clean_errors(model):
     assert not torch.allclose(frozen, followed, atol=1e-3)
 
 
-def test_drop_is_the_model_made_of_reconstructions(model):
+def test_drop_is_the_model_made_of_reconstructions(some):
+    model = some
     ids = model.tokens(TEXT)
     reads = model.reads(ids)
 
     def reconstruct(site):
-        def hook(x):
-            return torch.where(reads[..., None], model.split(site, x, reads)[1], x)
+        def hook(read, written):
+            return torch.where(reads[..., None], model.split(site, read, reads)[1], written)
 
         return hook
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from circuits import KINDS
+from circuits.catalogue import KIND_OF_SUFFIX
 
 
 def save_dictionaries(folder: Path, dictionaries: dict) -> Path:
     """In the hub's layout: one folder a kind, below it Gemma Scope's."""
-    suffixes = dict(zip(KINDS, ("att", "mlp", "res"), strict=True))
+    suffixes = {kind: suffix for suffix, kind in KIND_OF_SUFFIX.items()}
     for site, d in dictionaries.items():
         home = folder / f"random-{suffixes[site.kind]}" / f"layer_{site.layer}"
         path = home / "width_96" / "average_l0_10"

@@ -81,7 +81,7 @@ def test_activations_far_from_zero_lose_no_digits(activations, n_rows):
     far = activations[Site(1, "resid")].float() * 1e-2 + 1e3
     sums = _Sums()
     for part in far.split(n_rows):
-        sums.add(part, None, 0)
+        sums.add(part, torch.zeros_like(part), 0)
     exact = (far.double() - far.double().mean(0)).pow(2).sum().item()
     assert sums.spread == pytest.approx(exact, rel=1e-5)
 

@@ -1,0 +1,189 @@
+"""Writes `fixtures/circuit_tracer.npz`: edges between transcoder latents by circuit-tracer itself.
+
+Needs an environment of its own (`pip install circuit-tracer==0.5.0 torch==2.13.0`); run it from the
+root of the repository: `python tests/attribution/make_circuit_tracer_fixture.py`. Model and
+transcoders are random; their weights are rounded to float16, in which they are saved, so that both
+sides have the same numbers. circuit-tracer computes in float64.
+"""
+
+# of another environment, with other versions:
+# pyright: reportMissingImports=false, reportCallIssue=false
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from circuit_tracer import attribute
+from circuit_tracer.replacement_model.replacement_model_transformerlens import (
+    TransformerLensReplacementModel,
+)
+from circuit_tracer.transcoder import SingleLayerTranscoder, TranscoderSet
+from circuit_tracer.transcoder.activation_functions import JumpReLU
+from transformer_lens import HookedTransformerConfig
+from transformer_lens.pretrained.weight_conversions import convert_gemma_weights
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+D_SAE = 14
+CONFIG = {
+    "vocab_size": 12,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 6,
+    "query_pre_attn_scalar": 6,
+    "sliding_window": 3,
+    "max_position_embeddings": 8,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+}
+CASES = {
+    # the first token is never read by circuit-tracer, but its skip connections act there: with a
+    # first token that is no BOS, they act there in both
+    "relu": {"tokens": [2, 5, 9, 4, 5], "threshold": False, "skip": False},
+    "jumprelu": {"tokens": [2, 7, 4, 11, 8], "threshold": True, "skip": False},
+    "relu_skip": {"tokens": [6, 5, 9, 4, 5], "threshold": False, "skip": True},
+    "jumprelu_skip": {"tokens": [6, 7, 4, 11, 8], "threshold": True, "skip": True},
+}
+LOGITS = [3, 10]
+
+
+def random_model(rng: np.random.Generator) -> tuple[Gemma2ForCausalLM, dict[str, np.ndarray]]:
+    """A Gemma 2 in float64, and its weights by their Hugging Face names."""
+    config = Gemma2Config(**CONFIG, attn_implementation="eager")  # the one with soft-capped scores
+    model = Gemma2ForCausalLM(config).double()
+    weights = {}
+    for name, weight in model.named_parameters():
+        scale = 0.2 if weight.ndim == 1 else 0.4
+        weights[name] = (rng.normal(size=tuple(weight.shape)) * scale).astype(np.float16)
+        weight.data = torch.from_numpy(weights[name]).double()
+    return model, weights
+
+
+def random_transcoder(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Gemma Scope's arrays and a skip connection `[d_in, d_out]`."""
+    d = CONFIG["hidden_size"]
+    arrays = {
+        "W_enc": rng.normal(size=(d, D_SAE)) * 0.3,
+        "b_enc": rng.normal(size=D_SAE) * 0.1,
+        "threshold": rng.uniform(0.3, 1.0, size=D_SAE),
+        "W_dec": rng.normal(size=(D_SAE, d)) * 0.2,
+        "b_dec": rng.normal(size=d) * 0.1,
+        "W_skip": rng.normal(size=(d, d)) * 0.2,
+    }
+    return {key: array.astype(np.float16) for key, array in arrays.items()}
+
+
+def as_set(layers: list[dict[str, np.ndarray]], *, threshold: bool, skip: bool) -> TranscoderSet:
+    """circuit-tracer's transcoders, with `W_enc` `[d_sae, d_in]` and `W_skip` `[d_out, d_in]`."""
+    made = {}
+    for layer, arrays in enumerate(layers):
+        t = {key: torch.from_numpy(array).double() for key, array in arrays.items()}
+        switch = JumpReLU(t["threshold"], 0.1) if threshold else torch.relu
+        made[layer] = SingleLayerTranscoder(
+            CONFIG["hidden_size"],
+            D_SAE,
+            switch,
+            layer,
+            skip_connection=skip,
+            device=torch.device("cpu"),
+            dtype=torch.float64,
+        )
+        made[layer].W_enc.data = t["W_enc"].T.contiguous()
+        for key in ("b_enc", "W_dec", "b_dec"):
+            getattr(made[layer], key).data = t[key]
+        if skip:
+            made[layer].W_skip.data = t["W_skip"].T.contiguous()
+    return TranscoderSet(made, "ln2.hook_normalized", "hook_mlp_out")
+
+
+def replacement_model(
+    huggingface: Gemma2ForCausalLM, transcoders: TranscoderSet, first_token: int
+) -> TransformerLensReplacementModel:
+    """circuit-tracer's model; it takes the first token for a special one, as it must."""
+    config = HookedTransformerConfig(
+        d_model=CONFIG["hidden_size"],
+        d_head=CONFIG["head_dim"],
+        n_heads=CONFIG["num_attention_heads"],
+        n_key_value_heads=CONFIG["num_key_value_heads"],
+        d_mlp=CONFIG["intermediate_size"],
+        n_layers=CONFIG["num_hidden_layers"],
+        n_ctx=CONFIG["max_position_embeddings"],
+        d_vocab=CONFIG["vocab_size"],
+        eps=huggingface.config.rms_norm_eps,
+        act_fn="gelu_pytorch_tanh",
+        normalization_type="RMS",
+        positional_embedding_type="rotary",
+        rotary_base=10000,
+        rotary_dim=CONFIG["head_dim"],
+        rotary_adjacent_pairs=False,
+        use_attn_scale=True,
+        use_local_attn=True,
+        window_size=CONFIG["sliding_window"],
+        attn_types=["local", "global", "local"],  # Hugging Face's order
+        attn_scores_soft_cap=huggingface.config.attn_logit_softcapping,
+        output_logits_soft_cap=huggingface.config.final_logit_softcapping,
+        gated_mlp=True,
+        final_rms=True,
+        use_normalization_before_and_after=True,
+        model_name="random",
+        dtype=torch.float64,
+        device="cpu",
+    )
+    model = TransformerLensReplacementModel(config)
+    weights = convert_gemma_weights(huggingface, config)
+    unused = model.load_state_dict(
+        {name: weight.double() for name, weight in weights.items()}, strict=False
+    )
+    assert not unused.unexpected_keys
+    buffers = ("mask", "IGNORE", "rotary_sin", "rotary_cos", "b_K", "b_V")
+    assert all(name.endswith(buffers) for name in unused.missing_keys), unused.missing_keys
+    model._configure_replacement_model(transcoders)
+    model.tokenizer = SimpleNamespace(
+        decode=str,
+        vocab_size=CONFIG["vocab_size"],
+        all_special_ids=[first_token],
+        padding_side="right",
+    )
+    return model
+
+
+def main() -> None:
+    torch.set_default_dtype(torch.float64)
+    rng = np.random.default_rng(0)
+    huggingface, weights = random_model(rng)
+    layers = [random_transcoder(rng) for _ in range(CONFIG["num_hidden_layers"])]
+    saved = {f"model/{name}": weight for name, weight in weights.items()}
+    for layer, arrays in enumerate(layers):
+        saved |= {f"transcoder.{layer}/{key}": array for key, array in arrays.items()}
+    for name, case in CASES.items():
+        transcoders = as_set(layers, threshold=case["threshold"], skip=case["skip"])
+        tokens = torch.tensor(case["tokens"])
+        model = replacement_model(huggingface, transcoders, case["tokens"][0])
+        with torch.no_grad():
+            expected = huggingface(tokens[None]).logits
+        torch.testing.assert_close(model(tokens[None]), expected, rtol=1e-6, atol=1e-6)
+        graph = attribute(tokens, model, attribution_targets=torch.tensor(LOGITS), batch_size=16)
+        matrix = graph.adjacency_matrix
+        assert len(graph.selected_features) == len(graph.active_features)
+        target, source = matrix.nonzero(as_tuple=True)
+        saved[f"{name}/shape"] = np.array(matrix.shape, dtype=np.int16)
+        saved[f"{name}/target"] = target.numpy().astype(np.int16)
+        saved[f"{name}/source"] = source.numpy().astype(np.int16)
+        saved[f"{name}/weight"] = matrix[target, source].numpy().astype(np.float32)
+        saved[f"{name}/features"] = graph.active_features.numpy().astype(np.int16)
+        saved[f"{name}/acts"] = graph.activation_values.detach().numpy().astype(np.float32)
+        print(name, tuple(matrix.shape), len(graph.active_features), len(target))
+    about = {"circuit_tracer": "0.5.0", "config": CONFIG, "cases": CASES, "logits": LOGITS}
+    saved["about"] = np.array(json.dumps(about))
+    path = Path(__file__).parent / "fixtures" / "circuit_tracer.npz"
+    path.parent.mkdir(exist_ok=True)
+    np.savez_compressed(path, **saved)  # pyright: ignore[reportArgumentType]
+
+
+if __name__ == "__main__":
+    main()
