@@ -45,13 +45,14 @@ def load(
             not matter). Needed for a model folder of your own, optional for the others. Or the
             name of the model whose Gemma Scope to take:
             `load("gemma-2-2b-it", dictionaries="gemma-2-2b")`.
-        sites: Kinds of site: any of `attn`, `mlp`, `resid`, `embed`.
+        sites: Kinds of site: any of `attn`, `mlp`, `resid`, `embed`, and `transcoder` in the place
+            of `mlp`.
         width: Which width of dictionary, where a layer has several: `16k`, `65k`, ...
         l0: Which sparsity: `canonical` (average L0 nearest 100), a number, or `nearest:50`.
         device: CUDA when there is one, by default.
         dtype: Of the model and the matrices of dictionaries; by default bfloat16 for the models of
-            the hub, and the one that a folder is stored in. Activations, thresholds, errors and
-            sums are float32.
+            the hub, and the one that a folder is stored in. Thresholds, biases, errors and what
+            latents write together are float32; a pre-activation is rounded to `dtype` once.
         memory: What the model and the dictionaries together may take on the device, such as
             `"20GB"`. Dictionaries that do not fit are read from the disk whenever they are needed,
             with the same results. By default dictionaries take three quarters of what is free.
@@ -65,7 +66,10 @@ def load(
     name = str(name)
     scope = _scope(name, dictionaries)
     total = None if memory is None else parse_bytes(memory)
-    choice = {"sites": check_kinds(sites), "width": width, "l0": l0}
+    kinds = check_kinds(sites)
+    if {"mlp", "transcoder"} <= set(kinds):
+        raise UserError("mlp and transcoder write the same place; choose one of the two sites")
+    choice = {"sites": kinds, "width": width, "l0": l0}
     bundled = name in bundled_models()
     pins = revision if isinstance(revision, Mapping) else None
     files = None
