@@ -158,7 +158,6 @@ def measure(size: str, folder: Path, memory: str, device: str, repeats: int, lat
     """Time and memory of loading, total effects and a graph."""
     own = folder / size
     os.environ["GEMMA_CIRCUITS_CACHE"] = str(own / "copies")
-    started = time.perf_counter()
     from circuits import load
 
     imported = time.perf_counter()
@@ -169,7 +168,7 @@ def measure(size: str, folder: Path, memory: str, device: str, repeats: int, lat
     where = torch.cuda.get_device_name() if device != "cpu" else cpu_name()
     click.echo(f"{model!r}\n{model.dictionaries!r}, memory={memory}")
     click.echo(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    click.echo(f"import {imported - started:.1f} s, load {loaded - imported:.1f} s")
+    click.echo(f"load {loaded - imported:.1f} s")
     show_memory("after loading", device)
     steps = steps_of(model, latents)
     times: dict[str, list[float]] = {label: [] for label in steps}
