@@ -219,7 +219,7 @@ def dictionaries_from_folder(
         take_only=True,
         owner=str(folder),
     )
-    places = {f.site: partial(Path, f.source, f.path, "params.npz") for f in chosen}
+    places = {file.site: Path(file.source, file.path, "params.npz") for file in chosen}
     return gather(places, device=device, dtype=dtype, memory=memory)
 
 
@@ -249,7 +249,7 @@ def _kind_folders(folder: Path, kinds: Sequence[str]) -> dict[str, Path]:
 
 def _other_formats(
     folder: Path, kinds: Sequence[str], layers: Sequence[int] | None
-) -> dict[Site, Callable[[], Path]]:
+) -> dict[Site, Path]:
     """The dictionaries below `folder`, by the sites that they say they belong to."""
     try:
         found = find_dictionaries(folder)
@@ -257,7 +257,7 @@ def _other_formats(
         mirror = f"{folder} holds no folder whose name ends in -res, -att or -mlp"
         raise UserError(f"{mirror}; and {error}") from error
     wanted = {
-        site: partial(Path, path)
+        site: path
         for site, path in found.items()
         if site.kind in kinds and (layers is None or site.layer in layers)
     }

@@ -1,8 +1,7 @@
 """A model with its dictionaries, in one call."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,19 +75,11 @@ def load(
     if scope is not None:
         # a wrong choice is answered before the model is downloaded
         files = scope_files(scope, **choice, revision=_without(pins, HUB_MODELS.get(name)))
-    elif dictionaries is None and not bundled and Path(name).is_dir():
+    elif dictionaries is not None:
+        _check_own(dictionaries)
+    elif not bundled and Path(name).is_dir():
         raise UserError(
             f"say where the dictionaries of {name} are: dictionaries=folder (--dictionaries)"
-        )
-    elif not isinstance(dictionaries, str | Path | Mapping | None):
-        raise UserError(
-            f"dictionaries is a folder, a model's name or a mapping {{Site: path}}; "
-            f"got {type(dictionaries).__name__}"
-        )
-    elif isinstance(dictionaries, str | Path) and not Path(dictionaries).is_dir():
-        raise UserError(
-            f"no folder {dictionaries}; name one with dictionaries, or a model with Gemma Scope: "
-            f"{', '.join(catalogue())}"
         )
     own = revision if pins is None else pins.get(HUB_MODELS.get(name, name))
     bridge = load_gemma(name, device=device, dtype=dtype, revision=own)
@@ -125,20 +116,30 @@ def _scope(name: str, dictionaries: object) -> str | None:
     return dictionaries
 
 
+def _check_own(dictionaries: object) -> None:
+    """Refuse, before a model is loaded, what is neither a folder nor a mapping."""
+    if not isinstance(dictionaries, str | Path | Mapping):
+        raise UserError(
+            f"dictionaries is a folder, a model's name or a mapping {{Site: path}}; "
+            f"got {type(dictionaries).__name__}"
+        )
+    if isinstance(dictionaries, str | Path) and not Path(dictionaries).is_dir():
+        raise UserError(
+            f"no folder {dictionaries}; name one with dictionaries, or a model with Gemma Scope: "
+            f"{', '.join(catalogue())}"
+        )
+
+
 def _places(
     dictionaries: Mapping[Site, str | Path | Dictionary],
-) -> dict[Site, Callable[[], Path | Dictionary]]:
+) -> dict[Site, Path | Dictionary]:
     """What is at each site; sites may also be given as text: `mlp.3`."""
     places = {}
     for site, place in dictionaries.items():
         if not isinstance(site, Site | str) or not isinstance(place, str | Path | Dictionary):
             raise UserError(f"dictionaries maps sites to paths; got {site!r}: {place!r}")
         site = Site.parse(site) if isinstance(site, str) else site
-        places[site] = (
-            partial(Path, place)
-            if not isinstance(place, Dictionary)
-            else partial(lambda ready: ready, place)
-        )
+        places[site] = place if isinstance(place, Dictionary) else Path(place)
     return places
 
 
@@ -149,10 +150,9 @@ def _without(pins: Mapping[str, str] | None, repository: str | None) -> Mapping[
 
 def _left(total: int, huggingface: Any, name: str) -> int:
     """What the model leaves of `total` bytes."""
-    weights = [weight.untyped_storage() for weight in huggingface.parameters()]
-    taken = sum(
-        {weight.data_ptr(): weight.nbytes() for weight in weights}.values()
-    )  # tied ones once
+    storages = [weight.untyped_storage() for weight in huggingface.parameters()]
+    by_place = {storage.data_ptr(): storage.nbytes() for storage in storages}  # tied ones once
+    taken = sum(by_place.values())
     if taken >= total:
         raise UserError(
             f"memory={show_bytes(total)}; {name} alone takes {show_bytes(taken)}, give more"

@@ -22,7 +22,7 @@ COPY_FROM = 2**25
 
 
 def gather(
-    places: Mapping[Site, Callable[[], Path | Dictionary]],
+    places: Mapping[Site, Path | Dictionary | Callable[[], Path]],
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -31,8 +31,8 @@ def gather(
     """The dictionaries at `places`, each checked; of the large ones nothing is in memory yet.
 
     Args:
-        places: Where each site's file or folder is, after downloading it if need be; or the
-            dictionary itself.
+        places: Each site's file or folder, or what gives it after downloading it if need be, or
+            the dictionary itself.
         device: The CPU by default.
         dtype: Of the matrices; float32 by default.
         memory: What dictionaries may take on `device`; three quarters of what is free by default.
@@ -44,10 +44,11 @@ def gather(
     device, dtype = torch.device(device or "cpu"), dtype or torch.float32
     sources: dict[Site, Dictionary | Path] = {}
     for site in tqdm(places, "dictionaries", unit="file", delay=1, leave=False, disable=None):
-        path = places[site]()
-        if isinstance(path, Dictionary):
-            sources[site] = path.to(device=device, dtype=dtype)
+        place = places[site]
+        if isinstance(place, Dictionary):
+            sources[site] = place.to(device=device, dtype=dtype)
             continue
+        path = place if isinstance(place, Path) else place()
 
         def read(site: Site = site, path: Path = path) -> Dictionary:
             return _read(site, path, dtype)
