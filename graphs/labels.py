@@ -16,14 +16,14 @@
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import networkx as nx
 import torch
 from torch import Tensor
 
-from circuits import Dictionary, LatentNode, Site, SplicedModel
+from circuits import LatentNode, Site, SplicedModel
 from circuits.errors import UserError
 from circuits.families import family_of
 from graphs.graph import AttributionGraph, plural
@@ -108,7 +108,7 @@ def mean_activations(
 
     Over all occurrences of the token in `texts`; 0 for tokens that do not occur.
     """
-    parts = {site: _part(model.dictionaries[site], indices) for site, indices in latents.items()}
+    encoders = {site: _encoder(model, site, indices) for site, indices in latents.items()}
     sums = {
         site: torch.zeros(model.d_vocab, len(indices), device=model.device)
         for site, indices in latents.items()
@@ -119,8 +119,8 @@ def mean_activations(
         reads = model.reads(ids)
         counts += torch.bincount(ids[reads], minlength=model.d_vocab)
         activations = model.activations(ids)[1]
-        for site, part in parts.items():
-            acts = part.encode(activations[site][reads]).float()
+        for site, encode in encoders.items():
+            acts = encode(activations[site][reads]).float()
             sums[site].index_add_(0, ids[reads], acts)
     return {site: (total / counts.clamp(min=1)[:, None]).T for site, total in sums.items()}
 
@@ -143,16 +143,19 @@ def _check_latent(model: SplicedModel, node: LatentNode) -> None:
         )
 
 
-def _part(dictionary: Dictionary, latents: Sequence[int]) -> Dictionary:
-    """The dictionary cut down to a few latents: nothing else has to be computed."""
-    indices = list(latents)
-    return dataclasses.replace(
+def _encoder(model: SplicedModel, site: Site, latents: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """From what the site reads to the activations of a few latents; no others are computed."""
+    dictionary, indices = model.dictionaries[site], list(latents)
+    if dictionary.k is not None:  # which are the k largest depends on all of them
+        return lambda x: model.dictionaries[site].encode(x)[..., indices]
+    part = dataclasses.replace(
         dictionary,
         W_enc=dictionary.W_enc[:, indices],
         b_enc=dictionary.b_enc[indices],
         threshold=dictionary.threshold[indices],
         W_dec=dictionary.W_dec[indices],
     )
+    return part.encode
 
 
 def _label(model: SplicedModel, promoted: Tensor, fires_on: Tensor) -> str:

@@ -8,6 +8,7 @@ from circuits.errors import UserError
 from graphs import AttributionGraph, label_latents
 from graphs.labels import mean_activations, promoted_logits
 from tests.graphs.synthetic import attribution
+from tests.random_gemma import random_dictionaries
 
 TEXTS = ["w1 w5 w9 w2 w5", "w30 w7 w8", "w5"]
 
@@ -17,7 +18,10 @@ def graph_of(*latents: LatentNode) -> AttributionGraph:
     return AttributionGraph.from_attribution(attribution(nodes, {}, words=("<bos>", "w5")))
 
 
-def test_mean_activations_are_the_traces_averaged_token_by_token(model):
+@pytest.mark.parametrize("k", [None, 5])
+def test_mean_activations_are_the_traces_averaged_token_by_token(bridge, k):
+    dictionaries = {s: dataclasses.replace(d, k=k) for s, d in random_dictionaries().items()}
+    model = splice(bridge, dictionaries, name="random")
     latents = {site: [3, 50, 95] for site in model.sites}
     means = mean_activations(model, latents, TEXTS)
     for site in model.sites:
