@@ -162,9 +162,9 @@ class SplicedModel:
         embedding, inputs, outputs = self.activations(ids)
         sites = {}
         for site in self.sites:
-            dictionary, x = self.dictionaries[site], inputs[site][0]
-            active = find_active(dictionary, x, reads[0])
-            error = outputs[site][0] - reconstruct(dictionary, x, reads[0], active)
+            dictionary = self.dictionaries[site]
+            active, reconstruction = _read(dictionary, inputs[site], reads)
+            error = (outputs[site] - reconstruction)[0]
             sites[site] = SiteTrace(active.pos, active.latent, active.acts, error, dictionary.d_sae)
         return Trace(ids[0], embedding[0], sites)
 
@@ -193,7 +193,10 @@ class SplicedModel:
         """The error `[batch, pos, d_out]` at each spliced site of a clean pass."""
         reads = self.reads(ids)
         _, inputs, outputs = self.activations(ids)
-        return {site: outputs[site] - self.split(site, x, reads)[1] for site, x in inputs.items()}
+        return {
+            site: outputs[site] - _read(self.dictionaries[site], x, reads)[1]
+            for site, x in inputs.items()
+        }
 
     def split(self, site: Site, x: Tensor, reads: Tensor) -> tuple[Tensor, Tensor]:
         """`acts [batch, pos, d_sae]` and what they decode to, `[batch, pos, d_out]`, at `reads`.
@@ -360,12 +363,18 @@ def splice(
 
 def _split(dictionary: Dictionary, x: Tensor, reads: Tensor) -> tuple[Tensor, Tensor]:
     """`acts [batch, pos, d_sae]` and what they decode to, `[batch, pos, d_out]`, at `reads`."""
+    active, reconstruction = _read(dictionary, x, reads)
+    acts = active.acts.new_zeros(x.shape[0] * x.shape[1], dictionary.d_sae)
+    acts[active.pos, active.latent] = active.acts
+    return acts.view(*x.shape[:2], -1), reconstruction
+
+
+def _read(dictionary: Dictionary, x: Tensor, reads: Tensor) -> tuple[Active, Tensor]:
+    """The active latents, row by row, and what they decode to, `[batch, pos, d_out]`."""
     flat, flat_reads = x.flatten(0, 1), reads.expand(x.shape[:2]).flatten()
     active = find_active(dictionary, flat, flat_reads)
-    acts = active.acts.new_zeros(len(flat), dictionary.d_sae)
-    acts[active.pos, active.latent] = active.acts
     reconstruction = reconstruct(dictionary, flat, flat_reads, active)
-    return acts.view(*x.shape[:2], -1), reconstruction.view(*x.shape[:2], -1)
+    return active, reconstruction.view(*x.shape[:2], -1)
 
 
 def _padding(ids: Tensor, vocabulary: Vocabulary) -> Tensor:

@@ -10,7 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from circuits.sites import Site
+from circuits.sites import ALL_KINDS, Site
+
+
+def usual_widths(config: Any) -> dict[str, int]:
+    """The residual's width everywhere but at `attn`, where it is that of all heads together."""
+    by_kind: dict[str, int] = dict.fromkeys(ALL_KINDS, config.hidden_size)
+    return by_kind | {"attn": config.num_attention_heads * config.head_dim}
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,6 @@ class Family:
             there is `[batch, pos, head, d_head]`, elsewhere `[batch, pos, d]`.
         read_points: The TransformerLens name of a norm, for each kind of site that does not read
             what it writes: it reads what the norm makes of its input *before the gain*.
-        widths: Numbers a position at each kind of site, from the model's configuration.
         norms: The path of every norm, by its TransformerLens name; the last one is `ln_final`.
         scale: What a norm multiplies `x [..., d_model]` by before the gain, `[..., 1]`, float32.
         frozen_norm: What a norm makes of `x` with its scale held constant in the backward pass;
@@ -34,19 +39,20 @@ class Family:
         gain: What a norm multiplies each coordinate by, `[d_model]`, float32.
         attn_out: The path of the linear map from the site `attn` towards the residual.
         attn_out_norm: The TransformerLens name of a norm after it, if there is one.
+        widths: Numbers a position at each kind of site, from the model's configuration.
     """
 
     model_type: str
     title: str
     hook_points: Mapping[str, str]
     read_points: Mapping[str, str]
-    widths: Callable[[Any], Mapping[str, int]]
     norms: Mapping[str, str]
     scale: Callable[[Any, Tensor], Tensor]
     frozen_norm: Callable[[Any, Tensor], Tensor]
     gain: Callable[[Any], Tensor]
     attn_out: str
     attn_out_norm: str | None = None
+    widths: Callable[[Any], Mapping[str, int]] = usual_widths
 
     def hook_point(self, site: Site) -> str:
         """TransformerLens' name of what `site` writes."""

@@ -6,12 +6,6 @@ import torch
 from torch import Tensor
 
 from circuits.families import Family
-from circuits.sites import ALL_KINDS
-
-
-def widths(config: Any) -> dict[str, int]:
-    by_kind: dict[str, int] = dict.fromkeys(ALL_KINDS, config.hidden_size)
-    return by_kind | {"attn": config.num_attention_heads * config.head_dim}
 
 
 def scale(norm: Any, x: Tensor) -> Tensor:
@@ -38,7 +32,6 @@ FAMILY = Family(
         "resid": "blocks.{layer}.hook_resid_post",
     },
     read_points={"transcoder": "blocks.{layer}.ln2"},
-    widths=widths,
     norms={
         "blocks.{layer}.ln1": "model.layers.{layer}.input_layernorm",
         "blocks.{layer}.ln1_post": "model.layers.{layer}.post_attention_layernorm",
