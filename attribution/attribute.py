@@ -8,32 +8,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
 import torch
+from scipy import sparse
 from torch import Tensor
 
-from attribution.edges import direct_effects, local_pass
+from attribution.choice import given, strongest
+from attribution.edges import WORKING_MEMORY, direct_effects
 from attribution.effects import Effects, total_effects
-from attribution.gradients import check_batch_size
-from attribution.metrics import Metric, Score, bind
-from circuits import (
-    BiasNode,
-    ErrorNode,
-    LatentNode,
-    LogitNode,
-    Node,
-    Prompt,
-    Reference,
-    Site,
-    SplicedModel,
-    TokenNode,
-    UserError,
-)
+from attribution.local_pass import local_pass
+from attribution.metrics import Metric, Score, Targets, bind_all
+from attribution.node_table import NodeTable
+from circuits import LatentNode, Node, Prompt, Reference, Site, SplicedModel, UserError
+from circuits.active import Active
 from circuits.freeze import LIVE, Freeze
+from circuits.gated import POINTS
+from circuits.memory import parse_bytes
 
 VERSIONS = ("gemma-circuits", "torch", "transformers", "transformer-lens")
 """Distributions whose versions are recorded."""
@@ -44,16 +38,19 @@ class Attribution:
     """Nodes and edges of one prompt; all tensors float32 on the CPU, `n` nodes.
 
     Attributes:
-        nodes: In topological order: tokens, then site by site bias, latents, errors; the logit
-            node last. An error node also carries the latents of its site and position that were
+        nodes: In topological order: tokens, then site by site bias, latents, errors; logit nodes
+            last. An error node also carries the latents of its site and position that were
             left out, so that sums close.
         acts: A latent's activation, 1 for nodes that are vectors, `[n]`.
-        effects: Total effect on the metric, in its units, `[n]`; the metric itself for its node.
-        edges: Direct effects `[n, n]`, sparse, `[target, source]`: on the target latent's
-            pre-activation, or on the metric.
-        target_grads: `d metric / d pre-activation` of each latent, 1 for the logit node, 0 for
-            nodes that are no targets, `[n]`. An edge times this is its share of the metric.
-        metric_value: The metric on the clean prompt.
+        effects: Total effect on the metric, in its units, `[n]`; of a logit node its value.
+        edges: Direct effects, `[target, source]`: on the target latent's pre-activation, or on
+            what a logit node stands for. A `scipy.sparse.csr_array` `[n, n]`, float32.
+        query_key: With live attention, the part of `edges` that goes through queries and keys, the
+            same way; the rest goes through values. `None` where patterns are frozen.
+        target_grads: `d metric / d pre-activation` of each latent, the weight of a logit node (1 if
+            it is alone), 0 for nodes that are no targets, `[n]`. An edge times this is its share
+            of the metric.
+        metric_value: The metric on the clean prompt; of several targets their weighted sum.
         words: The prompt's tokens as text.
         provenance: Model, dictionaries, prompt, metric, settings, versions; JSON-able.
     """
@@ -61,7 +58,8 @@ class Attribution:
     nodes: tuple[Node, ...]
     acts: Tensor
     effects: Tensor
-    edges: Tensor
+    edges: sparse.csr_array
+    query_key: sparse.csr_array | None
     target_grads: Tensor
     metric_value: float
     words: tuple[str, ...]
@@ -69,55 +67,56 @@ class Attribution:
 
     def __repr__(self) -> str:
         metric = f"{self.provenance['metric']} = {self.metric_value:+.4g}"
-        return f"Attribution({metric}: {len(self.nodes)} nodes, {self.edges._nnz()} edges)"
+        return f"Attribution({metric}: {len(self.nodes):,} nodes, {self.edges.nnz:,} edges)"
 
 
 def attribute(
     model: SplicedModel,
     prompt: str | Prompt,
-    metric: Metric | Score,
+    metric: Metric | Targets | Score,
     *,
     max_latents: int | None = 400,
+    latents: Sequence[LatentNode] | None = None,
     downstream: str = "recompute",
     attention: str = "frozen",
     norms: str = "frozen",
+    mlp: str = "jacobian",
     reference: Reference | None = None,
-    batch_size: int = 128,
+    memory: str | int | None = None,
 ) -> Attribution:
     """Score the latents that move `metric`, and the edges between them.
 
-    Edges are the local Jacobian's. With `attention="frozen"` they carry values, not queries and
-    keys; with `norms="frozen"` a norm's scale is a constant; an MLP between two sites is
-    linearised at the prompt. Effects with `downstream="recompute"` leave everything live (they
-    predict ablation in the real model); with `"freeze"` they use the edges' settings, so that
-    they are what the graph's paths sum to.
+    With `attention="frozen"` edges carry values, not queries and keys (`"live"` they carry both,
+    and the part of queries and keys is also given apart); with `norms="frozen"` a
+    norm's scale is a constant; an MLP between two sites is made linear by the rule `mlp`. What each
+    choice conserves is said in the documentation ("What an edge means"). Effects with
+    `downstream="recompute"` leave everything live (they predict ablation in the real model); with
+    `"freeze"` they use the edges' settings, so that they are what the graph's paths sum to.
 
     Args:
         model: The spliced model.
         prompt: One text.
-        metric: What the graph explains: `logit_diff(prompt)`, or a function of the logits.
+        metric: What the graph explains: `logit_diff(prompt)`, `top_logits(model, prompt)`, a
+            latent, an attention score, or a function of the logits.
         max_latents: How many latents become nodes, by the size of their effect; None for all.
+        latents: Exactly these become nodes, as far as they are active on the prompt, whatever
+            `max_latents`.
         downstream: Convention of the effects: `recompute` or `freeze`.
         attention: Attention patterns in the edges: `frozen` or `live`.
         norms: Norm scales in the edges: `frozen` or `live`.
-        reference: Baseline of the effects; zero by default.
-        batch_size: Targets of one backward pass; lower it to save memory.
+        mlp: How MLPs in the edges become linear: `jacobian`, `relp` or `integrated`; see
+            `circuits.gated`.
+        reference: Baseline of the effects; zero by default. Edges are against zero.
+        memory: What one batch of targets may take besides the edges, for example `"1GB"`; 256 MB
+            by default.
 
     Raises:
         UserError: an option that does not exist, or a metric that gives no gradient.
     """
-    if max_latents is not None and max_latents < 1:
-        raise UserError(f"max_latents={max_latents}; a graph needs at least one latent")
-    if not isinstance(prompt, str | Prompt):
-        raise UserError(f"attribute explains one prompt, a text; got {type(prompt).__name__}")
-    check_batch_size(batch_size)
-    if isinstance(metric, Metric) and metric.flat_at_clean:
-        raise UserError(
-            f"{metric.name} has no gradient on the clean run, so nothing can be attributed to it; "
-            "measure it with ablate_each, or explain a logit or a log probability"
-        )
+    _check(prompt, metric, max_latents)
+    budget = WORKING_MEMORY if memory is None else parse_bytes(memory)
+    freeze = Freeze.of(attention=attention, norms=norms, mlp=mlp)
     ids = model.tokens(prompt)
-    freeze = Freeze.of(attention=attention, norms=norms)
     effects = total_effects(
         model,
         prompt,
@@ -126,77 +125,89 @@ def attribute(
         reference=reference,
         freeze=LIVE if downstream == "recompute" else freeze,
     )
-    chosen = choose(effects, max_latents)
-    nodes = _lay_out(effects, chosen)
-    cut = local_pass(model, ids, bind(metric, model), freeze)
-    edges = direct_effects(model, nodes.nodes, nodes.acts, cut, batch_size=batch_size)
+    chosen = strongest(effects, max_latents) if latents is None else given(effects, latents)
+    explained, weights = bind_all(metric, model)
+    names = [one.name for one in metric.metrics] if isinstance(metric, Targets) else None
+    table = node_table(effects, chosen, names or [effects.metric])
+    cut = local_pass(model, ids, explained, freeze)
+    edges = direct_effects(model, table, cut, memory=budget)
+    query_key = None
+    if not freeze.attention:  # what is left of the edges once patterns are held
+        held = local_pass(model, ids, explained, replace(freeze, attention=True))
+        query_key = edges - direct_effects(model, table, held, memory=budget)
     settings = {
         "estimator": effects.estimator,
         "downstream": downstream,
         "reference": effects.reference,
         "attention": attention,
         "norms": norms,
-        "edges": "local Jacobian",
-        "max_latents": max_latents,
+        "edges": EDGES[mlp],
+        "max_latents": max_latents if latents is None else len(latents),
         "latents_active": sum(int((site.acts != 0).sum()) for site in effects.sites.values()),
         "latents_chosen": sum(int(mask.sum()) for mask in chosen.values()),
     }
+    scores = cut.scores.detach().float().cpu()
     return Attribution(
-        nodes=nodes.nodes,
-        acts=nodes.acts,
-        effects=nodes.effects,
+        nodes=table.nodes(),
+        acts=table.acts(),
+        effects=torch.cat([_node_effects(effects, chosen), scores]),
         edges=edges,
-        target_grads=nodes.target_grads,
+        query_key=query_key,
+        target_grads=torch.cat([_target_grads(effects, chosen), torch.tensor(weights)]),
         metric_value=effects.value,
         words=tuple(model.words(ids[0])),
         provenance=record(model, prompt, effects.metric, settings),
     )
 
 
-def choose(effects: Effects, max_latents: int | None) -> dict[Site, Tensor]:
-    """Which of each site's active latents become nodes, `[n]` booleans: the largest effects."""
-    active = torch.cat([site.acts != 0 for site in effects.sites.values()])
-    sizes = torch.cat([site.effect.abs() for site in effects.sites.values()])
-    order = sizes.masked_fill(~active, -1.0).argsort(descending=True, stable=True)
-    n_active = int(active.sum())
-    kept = torch.zeros_like(active)
-    kept[order[: n_active if max_latents is None else min(max_latents, n_active)]] = True
-    parts = kept.split([len(site.pos) for site in effects.sites.values()])
-    return dict(zip(effects.sites, parts, strict=True))
+EDGES = {
+    "jacobian": "local Jacobian",
+    "relp": "RelP",
+    "integrated": f"integrated gradients of MLPs (n={POINTS})",
+}
+"""How edges are made, for records, by the rule for MLPs."""
 
 
-@dataclass(frozen=True)
-class _Nodes:
-    """Nodes in topological order with their numbers, as in `Attribution`."""
+def _check(prompt: object, metric: object, max_latents: int | None) -> None:
+    """Refuse what cannot be explained, before anything is computed."""
+    if max_latents is not None and max_latents < 1:
+        raise UserError(f"max_latents={max_latents}; a graph needs at least one latent")
+    if not isinstance(prompt, str | Prompt):
+        raise UserError(f"attribute explains one prompt, a text; got {type(prompt).__name__}")
+    for one in metric.metrics if isinstance(metric, Targets) else (metric,):
+        if isinstance(one, Metric) and one.flat_at_clean:
+            raise UserError(
+                f"{one.name} has no gradient on the clean run, so nothing can be attributed to it; "
+                "measure it with ablate_each, or explain a logit or a log probability"
+            )
 
-    nodes: tuple[Node, ...]
-    acts: Tensor
-    effects: Tensor
-    target_grads: Tensor
+
+def node_table(effects: Effects, chosen: Mapping[Site, Tensor], names: Sequence[str]) -> NodeTable:
+    """The nodes of a graph: every token, bias and error, the chosen latents, the logit nodes."""
+    latents = {
+        site: Active(e.pos[chosen[site]], e.latent[chosen[site]], e.acts[chosen[site]])
+        for site, e in effects.sites.items()
+    }
+    return NodeTable.of(len(effects.token_effect), latents, tuple(names))
 
 
-def _lay_out(effects: Effects, chosen: Mapping[Site, Tensor]) -> _Nodes:
-    """Nodes from effects; latents that were not chosen go into their error node."""
-    tokens = effects.token_effect
-    n_pos = len(tokens)
-    nodes: list[Node] = [TokenNode(pos) for pos in range(n_pos)]
-    acts, sums, grads = [torch.ones(n_pos)], [tokens], [torch.zeros(n_pos)]
+def _node_effects(effects: Effects, chosen: Mapping[Site, Tensor]) -> Tensor:
+    """Of every node but the logits `[n]`; latents that were not chosen go into their error node."""
+    sums = [effects.token_effect]
     for site, e in effects.sites.items():
         kept = chosen[site]
-        pairs = zip(e.latent[kept].tolist(), e.pos[kept].tolist(), strict=True)
-        nodes += [BiasNode(site), *(LatentNode(site, latent, pos) for latent, pos in pairs)]
-        nodes += [ErrorNode(site, pos) for pos in range(n_pos)]
         left_out = e.error_effect.index_add(0, e.pos[~kept], e.effect[~kept])
-        acts += [torch.ones(1), e.acts[kept], torch.ones(n_pos)]
         sums += [torch.tensor([e.bias_effect]), e.effect[kept], left_out]
-        grads += [torch.zeros(1), e.grad[kept], torch.zeros(n_pos)]
-    nodes.append(LogitNode(effects.metric))
-    acts.append(torch.ones(1))
-    sums.append(torch.tensor([effects.value]))
-    grads.append(torch.ones(1))
-    return _Nodes(
-        tuple(nodes), *(torch.cat([p.cpu().float() for p in x]) for x in (acts, sums, grads))
-    )
+    return torch.cat([part.cpu().float() for part in sums])
+
+
+def _target_grads(effects: Effects, chosen: Mapping[Site, Tensor]) -> Tensor:
+    """Of every node but the logits `[n]`."""
+    n_pos = len(effects.token_effect)
+    grads = [torch.zeros(n_pos)]
+    for site, e in effects.sites.items():
+        grads += [torch.zeros(1), e.grad[chosen[site]], torch.zeros(n_pos)]
+    return torch.cat([part.cpu().float() for part in grads])
 
 
 def record(

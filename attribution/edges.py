@@ -1,294 +1,183 @@
 """Direct effects: how much a source moves a target with every other spliced site held constant.
 
-1. *One pass* in which every spliced site's output, and the embedding, is a leaf: the pre-activation
-   of a target then depends only on sites that reach it without crossing another.
-2. *One row of gradients a target*, targets of a site together:
-   `J^T W_enc[:, target]` at every leaf, where J is the Jacobian of the stretch of model between.
-3. *One product a source*: `acts . W_dec[source] . J^T . W_enc[:, target]`; errors and tokens with
+1. *One pass* cut at every spliced site (`attribution.local_pass`).
+2. *Targets go down together*: `J^T W_enc[:, target]` at every leaf that reaches a site, J the
+   Jacobian of the stretch of model between. Where no live attention lies between, J is a chain of
+   linear maps that the prompt has set, applied to all targets at once (`attribution.descent`);
+   where it does, and to what the graph explains, autograd takes a row of gradients a target.
+3. *One product a position*: `acts . W_dec[source] . J^T . W_enc[:, target]`; errors and tokens with
    their vectors in the place of `acts . W_dec`, biases with `b_dec`, summed over positions.
 
-A target's gradient never travels beyond its direct predecessors. Where no attention lies between,
-positions do not mix, and one backward row carries a target at every position.
-
-A transcoder cuts the model where its MLP writes, and reads what the MLP reads: with one at every
-layer, no MLP lies between any two sites. What its skip connection writes, `x_in @ W_skip`, is no
-node but part of the stretch between sites (as in circuit-tracer): it is added to the leaf with its
-gradient, so that what lies below the transcoder reaches across it to what lies above.
+A target's gradient never travels beyond its direct predecessors, nor to positions after its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 from tqdm import tqdm
 
-from attribution.gradients import checked
-from attribution.metrics import AtLast, Score
-from circuits import BiasNode, ErrorNode, LatentNode, LogitNode, Node, Site, SplicedModel, TokenNode
-from circuits.active import Active, constant, write_active
-from circuits.freeze import Freeze
-from circuits.splice import SiteHook
+from attribution.adjoints import Adjoint
+from attribution.descent import crosses_attention, descend
+from attribution.edge_rows import EdgeRows
+from attribution.local_pass import LocalPass
+from attribution.node_table import NodeTable
+from attribution.sources import Piece, Readers, Sources, find_sources
+from circuits import Site, SplicedModel
+from circuits.memory import halving
+
+WORKING_MEMORY = 2**28
+"""Bytes that one batch of targets may take."""
 
 
-@dataclass(frozen=True)
-class LocalPass:
-    """A pass cut at every spliced site.
-
-    Attributes:
-        inputs: What each site reads, `[1, pos, d_in]`, a function of the leaves below it.
-        leaves: What each site writes, `[1, pos, d_out]`; under `None` the scaled embedding.
-        score: The metric, `[1]`.
-        reads: Where dictionaries read, `[pos]`.
-    """
-
-    inputs: Mapping[Site, Tensor]
-    leaves: Mapping[Site | None, Tensor]
-    score: Tensor
-    reads: Tensor
-
-
-def local_pass(model: SplicedModel, ids: Tensor, score: Score, freeze: Freeze) -> LocalPass:
-    """Phase 1."""
-    inputs: dict[Site, Tensor] = {}
-    leaves: dict[Site | None, Tensor] = {}
-    reads = model.reads(ids)
-
-    def cut(site: Site | None) -> SiteHook:
-        def hook(read: Tensor, written: Tensor) -> Tensor:
-            leaves[site] = written.detach().requires_grad_()
-            if site is None:
-                return leaves[site]
-            inputs[site] = read
-            if not model.dictionaries.summary(site).has_skip:
-                return leaves[site]
-            skip = (model.dictionaries[site].skip(read) * reads[..., None]).to(written.dtype)
-            return leaves[site] + (skip - skip.detach())  # no value of its own: the leaf has it
-
-        return hook
-
-    with torch.enable_grad():
-        hooks = {site: cut(site) for site in model.sites}
-        last = isinstance(score, AtLast)
-        logits = model.forward(ids, hooks, freeze=freeze, embedding=cut(None), last_only=last)
-        values = checked(score(logits), 1)
-    return LocalPass(inputs, leaves, values, reads[0])
-
-
-@dataclass(frozen=True)
-class Sources:
-    """The nodes at one leaf, and where each stands among all nodes.
-
-    Attributes:
-        pos: Positions of the latents, `[n]`.
-        acts: Their activations, `[n]`.
-        reads: Their columns of the encoder, `[n, d_in]`, in the dictionary's dtype.
-        biases: Their encoder biases, `[n]`.
-        writes: Their rows of the decoder, `[n, d_out]`, in the dictionary's dtype.
-        latent_at: Their indices among all nodes, `[n]`.
-        vectors: One vector a position, `[pos, d]`: the error, or the embedding.
-        vector_at: Index of that node at each position, `[pos]`.
-        bias: `b_dec` where the dictionary reads, `[pos, d]`, with the index `bias_at`; at the
-            embedding, which has none, zeros and -1.
-    """
-
-    pos: Tensor
-    acts: Tensor
-    reads: Tensor
-    biases: Tensor
-    writes: Tensor
-    latent_at: Tensor
-    vectors: Tensor
-    vector_at: Tensor
-    bias: Tensor
-    bias_at: int
-
-
-def find_sources(
-    model: SplicedModel, nodes: Sequence[Node], acts: Tensor, cut: LocalPass
-) -> dict[Site | None, Sources]:
-    """The sources among `nodes`, leaf by leaf; each dictionary is read once, at these latents.
-
-    An error's vector is what the site writes less its bias, its skip connection and the latents
-    *that are among the nodes*: latents left out of the graph are carried by their error node, so
-    that sums close.
-    """
-    index = {node: i for i, node in enumerate(nodes)}
-    sources: dict[Site | None, Sources] = {}
-    for site, leaf in cut.leaves.items():
-        x = leaf.detach()[0].float()
-        device = x.device
-        n_pos = len(x)
-        if site is None:
-            none = torch.empty(0, dtype=torch.long, device=device)
-            at = torch.tensor([index[TokenNode(p)] for p in range(n_pos)], device=device)
-            no, zeros = x[:0], torch.zeros_like(x)
-            sources[site] = Sources(none, no[:, 0], no, no[:, 0], no, none, x, at, zeros, -1)
-            continue
-        dictionary = model.dictionaries[site]
-        chosen = [n for n in nodes if isinstance(n, LatentNode) and n.site == site]
-        latents = torch.tensor([n.latent for n in chosen], dtype=torch.long, device=device)
-        pos = torch.tensor([n.pos for n in chosen], dtype=torch.long, device=device)
-        columns, biases = dictionary.W_enc.T[latents], dictionary.b_enc[latents].float()
-        at = torch.tensor([index[n] for n in chosen], dtype=torch.long)
-        on = acts[at].to(device)
-        bias = dictionary.b_dec.float() * cut.reads[:, None]
-        fixed = constant(dictionary, cut.inputs[site].detach()[0].float()).float()
-        fixed = fixed * cut.reads[:, None]
-        written, _ = write_active(dictionary.W_dec, Active(pos, latents, on), n_pos)
-        sources[site] = Sources(
-            pos,
-            on,
-            columns,
-            biases,
-            dictionary.W_dec[latents],
-            at.to(device),
-            x - fixed - written.float(),
-            torch.tensor([index[ErrorNode(site, p)] for p in range(n_pos)], device=device),
-            bias,
-            index[BiasNode(site)],
-        )
-    return sources
-
-
-@torch.enable_grad()
 def direct_effects(
-    model: SplicedModel,
-    nodes: Sequence[Node],
-    acts: Tensor,
-    cut: LocalPass,
-    *,
-    batch_size: int = 128,
-) -> Tensor:
-    """The edges between `nodes`, sparse `[target, source]`, float32 on the CPU.
+    model: SplicedModel, table: NodeTable, cut: LocalPass, *, memory: int = WORKING_MEMORY
+) -> sparse.csr_array:
+    """The edges between the nodes of `table`, `[target, source]`, float32.
 
-    Entry `[t, s]` is the direct effect of node `s` on the pre-activation of latent `t`, or on the
-    metric if `t` is the logit node. The entry of a latent and its own site's bias node is `b_enc`.
+    Entry `[t, s]` is the direct effect of node `s` on the pre-activation of latent `t`, or on what
+    is explained if `t` is a logit node. The entry of a latent and its own site's bias is `b_enc`.
+    Exact zeros are not stored.
 
     Args:
         model: The spliced model.
-        nodes: Every token, bias and error node of the prompt, the chosen latents, one logit node.
-        acts: The activation of each latent among them, `[n]`.
+        table: Every token, bias and error node of the prompt, the chosen latents, logit nodes.
         cut: From `local_pass`.
-        batch_size: Targets of one backward pass.
+        memory: Bytes that one batch of targets may take, besides the edges themselves. A batch for
+            which there is no memory is halved; the edges stay what they are.
+
+    Raises:
+        UserError: there is not enough memory for a single target.
     """
-    assert isinstance(nodes[-1], LogitNode)
-    sources = find_sources(model, nodes, acts, cut)
-    blocks = [(torch.tensor([len(nodes) - 1]), _metric_row(sources, cut, len(nodes)))]
-    total = sum(len(sources[site].pos) for site in model.sites)
-    with tqdm(total=total, desc="edges", unit="latent", disable=None, delay=1) as bar:
-        for site in model.sites:
-            targets = sources[site]
-            if not len(targets.pos):
+    stretch = Stretches.of(model, table, cut, memory)
+    rows = EdgeRows(len(table))
+    n_latents = sum(len(nodes.latents_at) for nodes in table.sites.values())
+    with tqdm(total=n_latents, desc="edges", unit="latent", disable=None, delay=1) as bar:
+        for site, nodes in table.sites.items():
+            stretch.add_latents(rows, site, torch.arange(len(nodes.latents_at)), bar)
+    stretch.add_logits(rows)
+    return rows.matrix()
+
+
+@dataclass(frozen=True, eq=False)
+class Stretches:
+    """Everything that edges are computed from.
+
+    Attributes:
+        table: The nodes.
+        cut: The pass.
+        sources: What every node adds at its leaf.
+        readers: What every latent reads.
+        memory: Bytes that one batch of targets may take.
+    """
+
+    table: NodeTable
+    cut: LocalPass
+    sources: Mapping[Site | None, Sources]
+    readers: Mapping[Site, Readers]
+    memory: int
+
+    @classmethod
+    def of(cls, model: SplicedModel, table: NodeTable, cut: LocalPass, memory: int) -> Stretches:
+        """Reads each dictionary once."""
+        return cls(table, cut, *find_sources(model, table, cut), memory)
+
+    def add_latents(self, rows: EdgeRows, site: Site, chosen: Tensor, bar: tqdm) -> None:
+        """The edges to the latents `chosen [k]` of one site, ascending."""
+        nodes = self.table.sites[site]
+        for batch in self._batches(site, chosen):
+            for part, pieces in halving(lambda part: self._latent_pieces(site, part), batch):
+                at = nodes.latents_at.start + part.cpu().numpy()
+                rows.add(at, nodes.latents.pos[part], pieces)
+                bar.update(len(part))
+
+    def add_logits(self, rows: EdgeRows) -> None:
+        """The edges to what is explained."""
+        scores, n_pos = self.cut.scores, self.table.n_pos
+        seeds = torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
+        last = torch.full((len(scores),), n_pos - 1, device=scores.device)
+        at = self.table.logits_at
+        rows.add(np.arange(at.start, at.stop), last, self._by_autograd(scores, seeds, last))
+
+    def _latent_pieces(self, site: Site, chosen: Tensor) -> list[Piece]:
+        nodes, readers = self.table.sites[site], self.readers[site]
+        pos, reads = nodes.latents.pos[chosen], readers.reads[chosen]
+        if self._needs_autograd(site):
+            x = self.cut.inputs[site]
+            seeds = x.new_zeros(len(chosen), *x.shape)
+            seeds[torch.arange(len(chosen)), 0, pos] = reads.to(x.dtype)
+            pieces = self._by_autograd(x, seeds, pos, below=site)
+        else:
+            down = descend(self.cut, site, Adjoint(reads.float(), pos))
+            by_leaf = [self.sources[leaf].edges(grad) for leaf, grad in down]
+            pieces = [piece for leaf in reversed(by_leaf) for piece in leaf]
+        return [*pieces, _own_bias(nodes.bias_at, readers.biases[chosen])]
+
+    def _by_autograd(
+        self, values: Tensor, seeds: Tensor, pos: Tensor, below: Site | None = None
+    ) -> list[Piece]:
+        """A row of gradients for each of `seeds [k, ...]`, at all leaves or those below a site."""
+        leaves = [s for s in self.cut.leaves if below is None or s is None or s < below]
+        with torch.enable_grad():
+            grads = torch.autograd.grad(
+                values,
+                [self.cut.leaves[leaf] for leaf in leaves],
+                seeds,
+                is_grads_batched=True,
+                allow_unused=True,
+                retain_graph=True,
+            )
+        pieces: list[Piece] = []
+        for leaf, grad in zip(leaves, grads, strict=True):
+            if grad is None:  # every path crosses another site
                 continue
-            backward_row = _backward_rows(targets.pos, site, cut.leaves.keys())
-            for chunk in backward_row.argsort(stable=True).split(batch_size):
-                rows = _latent_rows(site, chunk, backward_row[chunk], sources, cut, len(nodes))
-                blocks.append((targets.latent_at[chunk].cpu(), rows))
-                bar.update(rows.shape[0])
-    to = torch.cat([at[rows.indices()[0]] for at, rows in blocks])
-    source = torch.cat([rows.indices()[1] for _, rows in blocks])
-    weight = torch.cat([rows.values() for _, rows in blocks])
-    edges = torch.sparse_coo_tensor(
-        torch.stack([to, source]), weight, (len(nodes), len(nodes)), check_invariants=True
-    )
-    return edges.coalesce()
+            spread = Adjoint(grad[:, 0].transpose(0, 1).float().contiguous(), pos, 0)
+            pieces += self.sources[leaf].edges(spread)
+        return pieces
+
+    def _needs_autograd(self, site: Site) -> bool:
+        """Whether live attention lies below `site`: its derivative is no map held by the prompt."""
+        return not self.cut.freeze.attention and crosses_attention(site, self.cut.leaves)
+
+    def _batches(self, site: Site, chosen: Tensor) -> Iterator[Tensor]:
+        """`chosen [k]`, ascending, in batches within the memory.
+
+        Targets that spread are kept with those at their own position, as far as that leaves enough
+        for a large matrix product: a batch reaches back from its last position.
+        """
+        if not len(chosen):
+            return
+        pos = self.table.sites[site].latents.pos[chosen]
+        spreads = crosses_attention(site, self.cut.leaves)
+        reach = self.table.n_pos if self._needs_autograd(site) else None
+        width = COPIES * 4 * max(leaf.shape[-1] for leaf in self.cut.leaves.values())
+        if reach is not None:  # gradients at every leaf and inside the model
+            width *= len(self.cut.leaves)
+        start = n_rows = 0
+        for i, place in enumerate(pos.tolist()):
+            rows = reach or (place + 1 if spreads else 1)
+            full = (n_rows + rows) * width > self.memory
+            large = spreads and n_rows >= ENOUGH_ROWS and place != pos[i - 1]
+            if i > start and (full or large):
+                yield chosen[start:i]
+                start, n_rows = i, 0
+            n_rows += rows
+        yield chosen[start:]
 
 
-def _metric_row(sources: Mapping[Site | None, Sources], cut: LocalPass, n_nodes: int) -> Tensor:
-    """Phases 2 and 3 for the metric: edges `[1, n_nodes]`, sparse."""
-    grads = torch.autograd.grad(
-        cut.score.sum(), list(cut.leaves.values()), allow_unused=True, retain_graph=True
-    )
-    rows = [None if grad is None else grad[None] for grad in grads]
-    return _products(dict(zip(cut.leaves, rows, strict=True)), sources, n_nodes).to_sparse().cpu()
+COPIES = 4
+"""Tensors of a batch's size that are there at a time."""
+
+ENOUGH_ROWS = 2048
+"""Rows of a matrix product that use the machine well."""
 
 
-def _backward_rows(pos: Tensor, site: Site, leaves: Collection[Site | None]) -> Tensor:
-    """Which row of a batched backward pass each target `pos [n]` of `site` goes into, `[n]`.
-
-    Where positions do not mix between the site and the leaves, targets at different positions
-    share a row: the gradient at a position is that of the target there.
-    """
-    if _mixes_positions(site, leaves):
-        return torch.arange(len(pos), device=pos.device)
-    order = pos.argsort(stable=True)
-    counts = torch.bincount(pos)
-    first = (counts.cumsum(0) - counts)[pos[order]]
-    rows = torch.empty_like(pos)
-    rows[order] = torch.arange(len(pos), device=pos.device) - first  # the n-th at its position
-    return rows
-
-
-def _mixes_positions(site: Site, leaves: Collection[Site | None]) -> bool:
-    """Whether attention lies between `site` and the leaves below it."""
-    if site.kind == "attn":
-        return True
-    for layer in range(site.layer, -1, -1):  # down the residual stream, to where it is cut
-        if Site(layer, "attn") not in leaves:
-            return True
-        if layer and Site(layer - 1, "resid") in leaves:
-            return False
-    return False
-
-
-def _latent_rows(
-    site: Site,
-    chunk: Tensor,
-    backward_row: Tensor,
-    sources: Mapping[Site | None, Sources],
-    cut: LocalPass,
-    n_nodes: int,
-) -> Tensor:
-    """Phases 2 and 3 for the targets `chunk [k]` of one site: edges `[k, n_nodes]`, sparse."""
-    targets, x = sources[site], cut.inputs[site]
-    pos = targets.pos[chunk]
-    used, row = backward_row.unique(return_inverse=True)
-    seeds = x.new_zeros(len(used), *x.shape)
-    seeds[row, 0, pos] = targets.reads[chunk].to(x.dtype)
-    below = [leaf for leaf in cut.leaves if leaf is None or leaf < site]
-    grads = torch.autograd.grad(
-        x,
-        [cut.leaves[leaf] for leaf in below],
-        seeds,
-        is_grads_batched=True,
-        allow_unused=True,
-        retain_graph=True,
-    )
-    if len(used) < len(pos):
-        grads = [None if grad is None else _unpack(grad, row, pos) for grad in grads]
-    edges = _products(dict(zip(below, grads, strict=True)), sources, n_nodes)
-    edges[:, targets.bias_at] += targets.biases[chunk]
-    return edges.to_sparse().cpu()
-
-
-def _unpack(grad: Tensor, row: Tensor, pos: Tensor) -> Tensor:
-    """A row a target, `[k, 1, pos, d]`, from rows that targets at different positions share."""
-    alone = grad.new_zeros(len(pos), *grad.shape[1:])
-    target = torch.arange(len(pos), device=pos.device)
-    alone[target, 0, pos] = grad[row, 0, pos]
-    return alone
-
-
-def _products(
-    grads: Mapping[Site | None, Tensor | None],
-    sources: Mapping[Site | None, Sources],
-    n_nodes: int,
-) -> Tensor:
-    """Phase 3: edges `[k, n_nodes]` from gradients `[k, 1, pos, d]` at the leaves."""
-    reached = {leaf: grad[:, 0].float() for leaf, grad in grads.items() if grad is not None}
-    some = next(iter(reached.values()))
-    edges = some.new_zeros(len(some), n_nodes)
-    for leaf, grad in reached.items():  # a leaf without gradient: every path crosses another site
-        source = sources[leaf]
-        edges[:, source.vector_at] = (grad * source.vectors).sum(-1)
-        if leaf is None:
-            continue
-        edges[:, source.bias_at] = (grad * source.bias).sum((1, 2))
-        for pos in source.pos.unique():
-            here = source.pos == pos
-            reach = grad[:, pos] @ source.writes[here].float().T
-            edges[:, source.latent_at[here]] = reach * source.acts[here]
-    return edges
+def _own_bias(bias_at: int, biases: Tensor) -> Piece:
+    """The encoder's bias, which a latent's own site adds."""
+    every = slice(0, len(biases))
+    return Piece(every, np.array([bias_at]), np.array([-1]), biases[:, None])

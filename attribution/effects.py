@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attribution.gradients import gradients
-from attribution.metrics import Metric, Score, bind, metric_name
+from attribution.metrics import Metric, Score, Targets, bind, metric_name
 from circuits import (
     BiasNode,
     ErrorNode,
@@ -128,7 +128,7 @@ class Effects:
 def total_effects(
     model: SplicedModel,
     prompt: str | Prompt,
-    metric: Metric | Score,
+    metric: Metric | Targets | Score,
     *,
     downstream: str = "recompute",
     reference: Reference | None = None,
@@ -142,7 +142,8 @@ def total_effects(
     Args:
         model: The spliced model.
         prompt: One text.
-        metric: A `Metric`, or a function from logits `[batch, pos, vocab]` to `[batch]`.
+        metric: A `Metric`, several as `Targets` (of which the weighted sum is meant), or a function
+            from logits `[batch, pos, vocab]` to `[batch]`.
         downstream: `recompute` (default) predicts ablation in the real model; `freeze` is what
             sums over the paths of the graph.
         reference: The baseline; zero by default.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attribution.metrics import AtLast, Score
+from attribution.metrics import BoundMetric
 from circuits import Site, SplicedModel, UserError
 from circuits.active import Reconstruction
 from circuits.freeze import LIVE, Freeze
@@ -43,7 +43,7 @@ class Gradients:
 def gradients(
     model: SplicedModel,
     ids: Tensor,
-    score: Score,
+    score: BoundMetric,
     *,
     downstream: str = "recompute",
     freeze: Freeze = LIVE,
@@ -59,7 +59,8 @@ def gradients(
     Args:
         model: The spliced model.
         ids: `[batch, pos]`.
-        score: The metric, bound to the model.
+        score: The metric, bound to the model. Sites downstream of what it reads have no gradient:
+            zeros.
         downstream: `recompute` or `freeze`.
         freeze: Attention patterns and norm scales that gradients treat as constant.
         replace: Sites whose output is given, `[batch, pos, d]`, instead of what the pass makes.
@@ -67,7 +68,7 @@ def gradients(
             the pass's own.
 
     Raises:
-        UserError: an unknown convention, or a metric without a gradient to the logits.
+        UserError: an unknown convention, or a metric without a gradient to what it reads.
     """
     check_convention(downstream)
     replace = replace or {}
@@ -85,7 +86,7 @@ def gradients(
             elif downstream == "freeze":
                 result = _hold_error(site, read, written)
             else:
-                result = written
+                result = written.view_as(written)  # apart from what a metric may read right here
             results[site] = result
             return result
 
@@ -104,14 +105,14 @@ def gradients(
         return start[0]
 
     with torch.enable_grad():
-        logits = model.forward(
+        read = model.forward(
             ids,
             {site: at(site) for site in model.sites},
             freeze=freeze,
             embedding=embed,
-            last_only=isinstance(score, AtLast),
+            output=score.output,
         )
-        values = checked(score(logits), len(ids))
+        values = checked(score(read), len(ids))
         wanted = [start[0], *results.values()]
         grads = torch.autograd.grad(values.sum(), wanted, allow_unused=True)
     zeros = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, grads, strict=True)]
@@ -127,7 +128,9 @@ def checked(values: Tensor, batch: int) -> Tensor:
     if torch.is_inference_mode_enabled():
         raise UserError("attribution needs gradients; leave torch.inference_mode()")
     if not values.requires_grad:
-        raise UserError("the metric has no gradient; compute it from the logits with torch alone")
+        raise UserError(
+            "the metric has no gradient; compute it with torch alone from what the model computes"
+        )
     if not values.isfinite().all():
         raise UserError("the metric is not finite on this prompt; choose another metric or target")
     return values

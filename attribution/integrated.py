@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from attribution.effects import Effects, site_effects
 from attribution.gradients import check_batch_size, gradients
-from attribution.metrics import Metric, Score, bind, metric_name
+from attribution.metrics import Metric, Score, Targets, bind, metric_name
 from circuits import (
     ErrorNode,
     LatentNode,
@@ -48,7 +48,7 @@ from circuits.reference import check_reference
 def integrated_effects(
     model: SplicedModel,
     prompt: str | Prompt,
-    metric: Metric | Score,
+    metric: Metric | Targets | Score,
     *,
     n: int = 10,
     downstream: str = "recompute",
@@ -59,7 +59,8 @@ def integrated_effects(
     Args:
         model: The spliced model.
         prompt: One text.
-        metric: A `Metric`, or a function from logits `[batch, pos, vocab]` to `[batch]`.
+        metric: A `Metric`, `Targets` (their weighted sum), or a function from logits
+            `[batch, pos, vocab]` to `[batch]`.
         n: Points on the way (midpoint rule).
         downstream: `recompute` or `freeze`.
         reference: The baseline; zero by default. Decoder biases stay (their effect is given by
@@ -107,7 +108,7 @@ def integrated_effects(
 def integrated_each(
     model: SplicedModel,
     prompt: str | Prompt,
-    metric: Metric | Score,
+    metric: Metric | Targets | Score,
     nodes: Sequence[LatentNode | ErrorNode],
     *,
     n: int = 10,
@@ -120,7 +121,8 @@ def integrated_each(
     Args:
         model: The spliced model.
         prompt: One text.
-        metric: A `Metric`, or a function from logits `[batch, pos, vocab]` to `[batch]`.
+        metric: A `Metric`, `Targets` (their weighted sum), or a function from logits
+            `[batch, pos, vocab]` to `[batch]`.
         nodes: Latents or errors.
         n: Points on the way of each node (midpoint rule).
         downstream: `recompute` or `freeze`.

@@ -1,105 +1,201 @@
-"""Metrics: a scalar of the logits at the answer's position, named for tables and records."""
+"""Metrics: a scalar of what a pass computes, most often of the logits at the answer's position."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from circuits import Prompt, SplicedModel, UserError
+from circuits import Logits, Output, Prompt, SplicedModel, UserError
+from circuits.outputs import ALL_LOGITS, LAST_LOGITS, position
 
-Score = Callable[[Tensor], Tensor]
-"""From logits `[batch, pos, vocab]` to one number a row, `[batch]`, differentiable."""
+Score = Callable[[Any], Tensor]
+"""From a pass's output, for example logits `[batch, pos, vocab]`, to one number a row, `[batch]`,
+differentiable. All rows are equally long."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A scalar of the logits that does not know yet which model it will be read from.
+    """A scalar of a pass's output that does not know yet which model it will be read from.
 
     Attributes:
         name: For tables, records and the graph's logit node.
-        bind: Looks up the tokens in the model's vocabulary and returns the score. It is given the
-            logits of the last position alone, `[batch, 1, vocab]`: with 256,000 words, those of
-            the others would take most of the memory. All rows are equally long.
+        bind: Looks up what it needs of the model, such as tokens in the vocabulary, and returns the
+            score.
         flat_at_clean: Whether its gradient on the clean run is zero, so that it can be measured
             but not attributed.
+        output: What the score is given; by default the logits of the last position alone,
+            `[batch, 1, vocab]`.
     """
 
     name: str
     bind: Callable[[SplicedModel], Score]
     flat_at_clean: bool = False
+    output: Output = LAST_LOGITS
 
 
 @dataclass(frozen=True)
-class AtLast:
-    """A score that needs the logits of the last position alone."""
+class BoundMetric:
+    """A metric of one model: `bound(model.run(ids, output=bound.output))`, `[batch]`."""
 
+    output: Output
     score: Score
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        return self.score(logits)
+    def __call__(self, read: Any) -> Tensor:
+        """The metric's values, `[batch]`, from what a pass gave back."""
+        return self.score(read)
 
 
-def bind(metric: Metric | Score, model: SplicedModel) -> Score:
-    """The score of `metric` on `model`; a plain function of all logits is a score already."""
-    if not isinstance(metric, Metric) and not callable(metric):
+@dataclass(frozen=True)
+class Targets:
+    """Several things that a graph explains at once, each a logit node.
+
+    Attributes:
+        metrics: With names that differ.
+        weights: Of each, in the same order; for logits, the probabilities of their tokens.
+    """
+
+    metrics: tuple[Metric, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.metrics or len(self.metrics) != len(self.weights):
+            raise UserError(
+                f"{len(self.metrics)} metrics and {len(self.weights)} weights; "
+                "give at least one metric, and a weight for each"
+            )
+        if not all(isinstance(metric, Metric) for metric in self.metrics):
+            raise UserError("Targets are of metrics with names: logit(word), latent(node), ...")
+        names = [metric.name for metric in self.metrics]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"two targets are named {twice!r}; give each once")
+
+    @property
+    def name(self) -> str:
+        """For tables and records; one metric's own."""
+        if len(self.metrics) == 1:
+            return self.metrics[0].name
+        return f"weighted sum of {_list([metric.name for metric in self.metrics])}"
+
+    @property
+    def flat_at_clean(self) -> bool:
+        """Whether the gradient of all of them is zero on the clean run."""
+        return all(metric.flat_at_clean for metric in self.metrics)
+
+
+def bind(metric: Metric | Targets | Score, model: SplicedModel) -> BoundMetric:
+    """`metric` on `model`: of targets their weighted sum, of a plain function one of all logits."""
+    if isinstance(metric, Targets):
+        metric = total(metric)
+    if isinstance(metric, Metric):
+        return BoundMetric(metric.output, metric.bind(model))
+    if not callable(metric):
         raise UserError(
             f"{metric!r} is no metric; give logit_diff(prompt), or a function of logits"
         )
-    return AtLast(metric.bind(model)) if isinstance(metric, Metric) else metric
+    return BoundMetric(ALL_LOGITS, metric)
 
 
-def metric_name(metric: Metric | Score) -> str:
+def bind_all(
+    metric: Metric | Targets | Score, model: SplicedModel
+) -> tuple[tuple[BoundMetric, ...], tuple[float, ...]]:
+    """Each of the targets on `model`, and the weights; a metric is one target of weight 1.
+
+    One pass reads them all: `model.run(ids, output=tuple(bound.output for bound in ...))` gives a
+    tuple of what each is to be called with.
+    """
+    if not isinstance(metric, Targets):
+        return (bind(metric, model),), (1.0,)
+    return tuple(bind(one, model) for one in metric.metrics), metric.weights
+
+
+def total(targets: Targets) -> Metric:
+    """The weighted sum of `targets` as one metric, whatever each of them reads."""
+
+    def bound(model: SplicedModel) -> Score:
+        scores, weights = bind_all(targets, model)
+
+        def score(read: tuple[Any, ...]) -> Tensor:
+            values = [one(x) for one, x in zip(scores, read, strict=True)]
+            together = torch.stack(values, -1)  # [batch, target]
+            return together @ together.new_tensor(weights)
+
+        return score
+
+    outputs = tuple(metric.output for metric in targets.metrics)
+    return Metric(targets.name, bound, targets.flat_at_clean, outputs)
+
+
+def metric_name(metric: Metric | Targets | Score) -> str:
     """The metric's name, or the function's."""
-    return metric.name if isinstance(metric, Metric) else getattr(metric, "__name__", "metric")
+    if isinstance(metric, Metric | Targets):
+        return metric.name
+    return getattr(metric, "__name__", "metric")
 
 
-def logit_diff(prompt: Prompt | str, foil: str | None = None) -> Metric:
+def logit_diff(prompt: Prompt | str, foil: str | None = None, *, pos: int = -1) -> Metric:
     """`logit(target) - logit(foil)`, in logits.
 
     Args:
         prompt: A `Prompt` with target and foil, or the target itself, followed by the foil.
+        pos: The position at which the answer is read; negative ones count from the end.
     """
     target, foil = _pair(prompt, foil)
 
     def bound(model: SplicedModel) -> Score:
         right, wrong = model.token_id(target), model.token_id(foil)
-        return lambda logits: logits[:, -1, right].float() - logits[:, -1, wrong].float()
 
-    return Metric(f"{target} - {foil}", bound)
+        def score(logits: Tensor) -> Tensor:
+            here = logits_at(logits, pos)
+            return here[:, right].float() - here[:, wrong].float()
+
+        return score
+
+    return _of_logits(f"{target} - {foil}", bound, pos)
 
 
-def logit(target: Prompt | str) -> Metric:
-    """The target's logit (after the final soft-cap)."""
+def logit(target: Prompt | str, *, pos: int = -1) -> Metric:
+    """The target's logit (after the final soft-cap) at the position `pos`."""
     word = _target(target)
 
     def bound(model: SplicedModel) -> Score:
         token = model.token_id(word)
-        return lambda logits: logits[:, -1, token].float()
+        return lambda logits: logits_at(logits, pos)[:, token].float()
 
-    return Metric(f"logit {word}", bound)
+    return _of_logits(f"logit {word}", bound, pos)
 
 
-def log_prob(target: Prompt | str) -> Metric:
-    """The target's log probability, in nats."""
+def log_prob(target: Prompt | str, *, pos: int = -1) -> Metric:
+    """The target's log probability at the position `pos`, in nats."""
     word = _target(target)
 
     def bound(model: SplicedModel) -> Score:
         token = model.token_id(word)
-        return lambda logits: logits[:, -1].float().log_softmax(-1)[:, token]
+        return lambda logits: logits_at(logits, pos).float().log_softmax(-1)[:, token]
 
-    return Metric(f"log p({word})", bound)
-
-
-def prob(target: Prompt | str) -> Metric:
-    """The target's probability."""
-    return prob_diff([_target(target)], [], name=f"p({_target(target)})")
+    return _of_logits(f"log p({word})", bound, pos)
 
 
-def prob_diff(targets: Sequence[str], foils: Sequence[str], *, name: str | None = None) -> Metric:
-    """The probability on all `targets` minus that on all `foils`: valid and invalid years, say."""
+def prob(target: Prompt | str, *, pos: int = -1) -> Metric:
+    """The target's probability at the position `pos`."""
+    return prob_diff([_target(target)], [], name=f"p({_target(target)})", pos=pos)
+
+
+def prob_diff(
+    targets: Sequence[str], foils: Sequence[str], *, name: str | None = None, pos: int = -1
+) -> Metric:
+    """The probability on all `targets` minus that on all `foils`: valid and invalid years, say.
+
+    Args:
+        targets: Words.
+        foils: Words; may be none.
+        name: Of the metric, without the position; by default it lists the words.
+        pos: The position at which the answer is read; negative ones count from the end.
+    """
     if isinstance(targets, str) or isinstance(foils, str):
         raise UserError("prob_diff compares lists of words; write [word] for a single one")
 
@@ -108,16 +204,16 @@ def prob_diff(targets: Sequence[str], foils: Sequence[str], *, name: str | None 
         minus = [model.token_id(word) for word in foils]
 
         def score(logits: Tensor) -> Tensor:
-            p = logits[:, -1].float().softmax(-1)
+            p = logits_at(logits, pos).float().softmax(-1)
             return p[:, plus].sum(-1) - p[:, minus].sum(-1)
 
         return score
 
-    return Metric(name or f"p({_list(targets)}) - p({_list(foils)})", bound)
+    return _of_logits(name or f"p({_list(targets)}) - p({_list(foils)})", bound, pos)
 
 
-def kl(prompt: Prompt | str) -> Metric:
-    """`KL(clean || changed)` of the next-token distributions, in nats.
+def kl(prompt: Prompt | str, *, pos: int = -1) -> Metric:
+    """`KL(clean || changed)` of the next-token distributions at the position `pos`, in nats.
 
     Zero, with zero gradient, on the clean pass itself: it measures an ablation, and attribution
     of it is only meaningful away from the clean run.
@@ -125,16 +221,33 @@ def kl(prompt: Prompt | str) -> Metric:
 
     def bound(model: SplicedModel) -> Score:
         with torch.no_grad():
-            logits = model.run(model.tokens(prompt), last_only=True)
-            clean = logits[:, -1].float().log_softmax(-1)
+            logits = model.run(model.tokens(prompt), output=Logits(pos))
+            clean = logits_at(logits, pos).float().log_softmax(-1)
 
         def score(logits: Tensor) -> Tensor:
-            changed = logits[:, -1].float().log_softmax(-1)
+            changed = logits_at(logits, pos).float().log_softmax(-1)
             return (clean.exp() * (clean - changed)).sum(-1)
 
         return score
 
-    return Metric("KL from clean", bound, flat_at_clean=True)
+    return _of_logits("KL from clean", bound, pos, flat_at_clean=True)
+
+
+def logits_at(logits: Tensor, pos: int) -> Tensor:
+    """`[batch, vocab]` at `pos`, of logits there alone, `[batch, 1, vocab]`, or everywhere."""
+    n_pos = logits.shape[1]
+    return logits[:, 0 if n_pos == 1 else position(pos, n_pos)]
+
+
+def at_pos(name: str, pos: int) -> str:
+    """`name`, with the position where it is not the last: `logit Mary @7`."""
+    return name if pos == -1 else f"{name} @{pos}"
+
+
+def _of_logits(
+    name: str, bound: Callable[[SplicedModel], Score], pos: int, *, flat_at_clean: bool = False
+) -> Metric:
+    return Metric(at_pos(name, pos), bound, flat_at_clean, Logits(pos))
 
 
 def _target(prompt: Prompt | str) -> str:

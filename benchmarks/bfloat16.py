@@ -41,11 +41,9 @@ def effects(model: SplicedModel, prompt, metric) -> dict[tuple, float]:
 
 
 def edges(made: Attribution) -> dict[tuple, float]:
-    indices = made.edges.indices().T.tolist()
-    return {
-        (made.nodes[t], made.nodes[s]): weight
-        for (t, s), weight in zip(indices, made.edges.values().tolist(), strict=True)
-    }
+    coo = made.edges.tocoo()
+    triples = zip(coo.row.tolist(), coo.col.tolist(), coo.data.tolist(), strict=True)
+    return {(made.nodes[t], made.nodes[s]): weight for t, s, weight in triples}
 
 
 def distance(a: dict, b: dict) -> float:

@@ -7,8 +7,15 @@ from circuits.interventions import Intervention, mean, scale, set_to, zero
 from circuits.load import load
 from circuits.models import load_gemma
 from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, Node, TokenNode, parse_node
+from circuits.outputs import HookPoint, Logits, Output, SiteInput
 from circuits.prompts import Prompt
-from circuits.reference import Reference, corrupted_reference, mean_reference, zero_reference
+from circuits.reference import (
+    Reference,
+    corrupted_reference,
+    mean_reference,
+    mixed_reference,
+    zero_reference,
+)
 from circuits.sites import KINDS, Site
 from circuits.splice import SplicedModel, splice
 from circuits.trace import SiteTrace, Trace
@@ -18,13 +25,17 @@ __all__ = [
     "BiasNode",
     "Dictionary",
     "ErrorNode",
+    "HookPoint",
     "Intervention",
     "LatentNode",
     "LogitNode",
+    "Logits",
     "Node",
+    "Output",
     "Prompt",
     "Reference",
     "Site",
+    "SiteInput",
     "SiteTrace",
     "SplicedModel",
     "TokenNode",
@@ -36,6 +47,7 @@ __all__ = [
     "load_gemma",
     "mean",
     "mean_reference",
+    "mixed_reference",
     "parse_node",
     "scale",
     "set_to",

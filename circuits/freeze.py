@@ -1,4 +1,4 @@
-"""Which parts of the model's nonlinearity are held at their clean values in the backward pass.
+"""How gradients take the nonlinear parts of the model: what is held, and by what rule.
 
 The forward pass is bit for bit the same; only what gradients see changes.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from circuits.errors import UserError
 from circuits.families import Family, family_of
+from circuits.gated import RULES, coefficients
 
 ForwardHook = tuple[str, Callable[..., Any]]
 
@@ -25,18 +26,27 @@ class Freeze:
         attention: Attention patterns: gradients flow through values only, not through queries and
             keys.
         norms: The scale `rsqrt(mean(x²) + eps)` of every norm: a norm is then a linear map.
+        mlp: The rule by which a gated MLP becomes linear: `jacobian`, `relp` or `integrated`; see
+            `circuits.gated`.
     """
 
     attention: bool = False
     norms: bool = False
+    mlp: str = "jacobian"
 
     @classmethod
-    def of(cls, *, attention: str, norms: str) -> Freeze:
-        """From the words `frozen` and `live`."""
+    def of(cls, *, attention: str, norms: str, mlp: str = "jacobian") -> Freeze:
+        """From the words `frozen` and `live`, and the name of a rule.
+
+        Raises:
+            UserError: another word.
+        """
         for name, word in (("attention", attention), ("norms", norms)):
             if word not in ("frozen", "live"):
                 raise UserError(f"{name}={word!r}; choose frozen or live")
-        return cls(attention=attention == "frozen", norms=norms == "frozen")
+        if mlp not in RULES:
+            raise UserError(f"mlp={mlp!r}; choose {', '.join(RULES)}")
+        return cls(attention=attention == "frozen", norms=norms == "frozen", mlp=mlp)
 
 
 LIVE = Freeze()
@@ -54,7 +64,35 @@ def freeze_hooks(bridge: Any, freeze: Freeze) -> list[ForwardHook]:
         family = family_of(bridge.original_model)
         for name, norm in family.norms_of(bridge.original_model).items():
             hooks += _freeze_norm(family, name, norm)
+    if freeze.mlp != "jacobian":
+        family = family_of(bridge.original_model)
+        for layer in range(bridge.cfg.n_layers):
+            act = family.mlp_of(bridge.original_model, layer).act_fn
+            hooks += _rule_hooks(f"blocks.{layer}.mlp", act, freeze.mlp)
     return hooks
+
+
+def _rule_hooks(name: str, act: Callable[[Tensor], Tensor], rule: str) -> list[ForwardHook]:
+    """Give the product of gate and up the gradient of `rule` in the place of its own."""
+    held: dict[str, Tensor] = {}
+
+    def keep(part: str) -> Callable[..., None]:
+        def hook(x: Tensor, hook: Any) -> None:
+            held[part] = x
+
+        return hook
+
+    def replace(product: Tensor, hook: Any) -> Tensor:
+        gate, up = held.pop("gate"), held.pop("up")
+        by_gate, by_up = coefficients(rule, act, gate.detach().float(), up.detach().float())
+        change = by_gate * (gate - gate.detach()) + by_up * (up - up.detach())  # of value zero
+        return product.detach() + change.to(product.dtype)
+
+    return [
+        (f"{name}.gate.hook_out", keep("gate")),
+        (f"{name}.in.hook_out", keep("up")),
+        (f"{name}.out.hook_in", replace),
+    ]
 
 
 def _freeze_norm(family: Family, name: str, norm: Any) -> list[ForwardHook]:

@@ -1,12 +1,38 @@
 """The nodes of a feature graph; each has a name that parses back, such as `mlp.3/latent.901@7`."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 from circuits.errors import UserError
 from circuits.sites import Site
 
+T = TypeVar("T")
 
+
+def hashed_once(cls: type[T]) -> type[T]:
+    """The frozen dataclass `cls`, each instance of which computes its hash once.
+
+    Nodes are the keys of large graphs, where networkx hashes both ends of an edge several times.
+    """
+    compute = cls.__hash__
+
+    def remembered(self: Any) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            object.__setattr__(self, "_hash", compute(self))  # past the freeze: no field changes
+            return self._hash
+
+    def rebuilt(self: Any) -> tuple[type[T], tuple]:
+        # copied and pickled without its hash, which in another process is another
+        return cls, tuple(getattr(self, field.name) for field in fields(self))
+
+    cls.__hash__, cls.__reduce__ = remembered, rebuilt
+    return cls
+
+
+@hashed_once
 @dataclass(frozen=True)
 class LatentNode:
     """One latent of the dictionary at `site`, at one position (0 is BOS)."""
@@ -19,6 +45,7 @@ class LatentNode:
         return f"{self.site}/latent.{self.latent}@{self.pos}"
 
 
+@hashed_once
 @dataclass(frozen=True)
 class ErrorNode:
     """What the dictionary at `site` misses at one position: `x - decode(encode(x))`."""
@@ -30,6 +57,7 @@ class ErrorNode:
         return f"{self.site}/error@{self.pos}"
 
 
+@hashed_once
 @dataclass(frozen=True)
 class BiasNode:
     """The constants of the dictionary at `site`, so that sums close.
@@ -44,6 +72,7 @@ class BiasNode:
         return f"{self.site}/bias"
 
 
+@hashed_once
 @dataclass(frozen=True)
 class TokenNode:
     """The scaled embedding at one position."""
@@ -54,6 +83,7 @@ class TokenNode:
         return f"token@{self.pos}"
 
 
+@hashed_once
 @dataclass(frozen=True)
 class LogitNode:
     """The output that the graph explains: one token's logit, or a metric."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -146,3 +146,23 @@ def mean_reference(model: SplicedModel, prompts: Sequence[str | Prompt]) -> Refe
         sites[site] = SiteTrace.from_dense(acts, error)
     embedding = torch.stack([trace.embedding for trace in traces]).mean(0)
     return Reference("mean", Trace(traces[0].ids, embedding, sites))
+
+
+def mixed_reference(*, latents: Reference, errors: Reference, tokens: Reference) -> Reference:
+    """Another baseline for each type of node: latents at a mean and errors at zero, say.
+
+    Raises:
+        UserError: references of prompts of different lengths or of different sites.
+    """
+    traces = [reference.trace for reference in (latents, errors, tokens)]
+    if len({len(trace.ids) for trace in traces}) > 1 or len({tuple(t.sites) for t in traces}) > 1:
+        raise UserError(
+            "references of different prompts or sites do not mix; make all of them with the same "
+            "model, for prompts of one length"
+        )
+    sites = {
+        site: replace(here, error=errors.trace.sites[site].error)
+        for site, here in latents.trace.sites.items()
+    }
+    name = f"latents {latents.name}, errors {errors.name}, tokens {tokens.name}"
+    return Reference(name, Trace(latents.trace.ids, tokens.trace.embedding, sites))

@@ -14,9 +14,10 @@ dictionary: no latents, and the whole of `x_out` is error. What a skip connectio
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -29,6 +30,18 @@ from circuits.families import Family, family_of
 from circuits.freeze import LIVE, ForwardHook, Freeze, freeze_hooks
 from circuits.interventions import Edit, Intervention, edits
 from circuits.models import model_config
+from circuits.outputs import (
+    ALL_LOGITS,
+    LAST_LOGITS,
+    HookPoint,
+    Logits,
+    Output,
+    Part,
+    arrange,
+    at_position,
+    logit_positions,
+    parts,
+)
 from circuits.prompts import Prompt
 from circuits.sites import Site
 from circuits.store import DictionaryStore
@@ -41,6 +54,9 @@ if TYPE_CHECKING:
 SiteHook = Callable[[Tensor, Tensor], Tensor]
 """From what a site reads, `[batch, pos, d_in]`, and what the model writes there,
 `[batch, pos, d_out]`, to what the model goes on with in the place of the latter."""
+
+Watch = Callable[[Tensor], None]
+"""Is shown a tensor as the pass goes, and keeps what it wants of it; it changes nothing."""
 
 DOWNSTREAM = ("recompute", "freeze", "drop")
 """What errors do when something upstream has changed: follow, keep their clean values, or go."""
@@ -86,6 +102,26 @@ class SplicedModel:
         ids = self.tokens(prompt)
         return self.run(ids, edits(self, ids, [interventions] * len(ids)), downstream=downstream)
 
+    @overload
+    def run(
+        self,
+        ids: Tensor,
+        edits: Mapping[Site, Edit] | None = None,
+        *,
+        downstream: str = "recompute",
+        clean_errors: Mapping[Site, Tensor] | None = None,
+        output: Part = ...,
+    ) -> Tensor: ...
+    @overload
+    def run(
+        self,
+        ids: Tensor,
+        edits: Mapping[Site, Edit] | None = None,
+        *,
+        downstream: str = "recompute",
+        clean_errors: Mapping[Site, Tensor] | None = None,
+        output: Output,
+    ) -> Any: ...
     @torch.no_grad()
     def run(
         self,
@@ -94,9 +130,9 @@ class SplicedModel:
         *,
         downstream: str = "recompute",
         clean_errors: Mapping[Site, Tensor] | None = None,
-        last_only: bool = False,
-    ) -> Tensor:
-        """Logits `[batch, pos, vocab]` with each site's latents and error edited.
+        output: Output = ALL_LOGITS,
+    ) -> Any:
+        """Logits `[batch, pos, vocab]`, or another output, with each site's nodes edited.
 
         Args:
             ids: `[batch, pos]`.
@@ -106,7 +142,11 @@ class SplicedModel:
                 removed, except where dictionaries do not read.
             clean_errors: With `freeze`, the errors `[batch or 1, pos, d_out]` of a clean pass, if
                 the caller has them already; computed otherwise.
-            last_only: Give the logits of the last position alone, `[batch, 1, vocab]`.
+            output: What to give back: see `circuits.outputs`.
+
+        Raises:
+            UserError: an unknown convention, hook point or site, or a position that the prompt does
+                not have.
         """
         if downstream not in DOWNSTREAM:
             raise UserError(f"downstream={downstream!r}; choose {', '.join(DOWNSTREAM)}")
@@ -122,8 +162,9 @@ class SplicedModel:
         else:
             kept = dict.fromkeys(sites, lambda error: error * ~reads[..., None])
         hooks = {site: self._splice(site, reads, edits.get(site), kept[site]) for site in sites}
-        return self.forward(ids, hooks, last_only=last_only)
+        return self.forward(ids, hooks, output=output)
 
+    @overload
     def forward(
         self,
         ids: Tensor,
@@ -131,8 +172,30 @@ class SplicedModel:
         *,
         freeze: Freeze = LIVE,
         embedding: SiteHook | None = None,
-        last_only: bool = False,
-    ) -> Tensor:
+        watch: Mapping[str, Watch] | None = None,
+        output: Part = ...,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        ids: Tensor,
+        hooks: Mapping[Site, SiteHook],
+        *,
+        freeze: Freeze = LIVE,
+        embedding: SiteHook | None = None,
+        watch: Mapping[str, Watch] | None = None,
+        output: Output,
+    ) -> Any: ...
+    def forward(
+        self,
+        ids: Tensor,
+        hooks: Mapping[Site, SiteHook],
+        *,
+        freeze: Freeze = LIVE,
+        embedding: SiteHook | None = None,
+        watch: Mapping[str, Watch] | None = None,
+        output: Output = ALL_LOGITS,
+    ) -> Any:
         """Logits of one pass with `hooks` at sites; gradients flow wherever hooks let them.
 
         Args:
@@ -140,18 +203,43 @@ class SplicedModel:
             hooks: What each site's output `[batch, pos, d_out]` is replaced by.
             freeze: What gradients treat as constant.
             embedding: A site hook for the scaled embedding `[batch, pos, d_model]`.
-            last_only: Compute the logits of the last position alone, `[batch, 1, vocab]`.
+            watch: Hook points of TransformerLens whose tensors are shown to a function, with
+                their gradients: after `freeze` and `embedding` have had their say there, and
+                before `hooks`.
+            output: What to give back instead of the logits of every position: see
+                `circuits.outputs`. Where it holds no logits, only those of the last position are
+                computed.
+
+        Raises:
+            UserError: a hook point or site that the model does not have or does not pass, or a
+                position that the prompt does not have.
         """
         # first: the site `mlp` is the output of a norm, and its hook must see that norm frozen
         table = freeze_hooks(self.bridge, freeze)
         if embedding is not None:  # then this: the site `embed` reads what it gives
             table += self._site_hooks(Site(0, "embed"), embedding, freeze)
+        seen: dict[Part, Tensor] = {}
+        watched = [(name, _as_watch(look)) for name, look in (watch or {}).items()]
+        for part in parts(output):
+            watched += self._watch_hooks(part, seen, freeze)
+        self._check_hook_points([name for name, _ in watched])
+        table += watched
         for site, hook in hooks.items():
             table += self._site_hooks(site, hook, freeze)
         padded = _padding(ids, self.vocabulary)
         mask = {"attention_mask": (~padded).long()} if padded.any() else {}
+        computed = logit_positions(output, ids.shape[1])
         with self._hooked(table):
-            return self.bridge(ids, **mask, logits_to_keep=1 if last_only else 0)
+            logits = self.bridge(ids, **mask, logits_to_keep=_to_keep(computed, ids))
+        assert logits is not None
+        for part in parts(output):
+            if isinstance(part, Logits):
+                every = seen.get(part)  # before the soft-cap
+                every = logits if every is None else every
+                seen[part] = at_position(every, part.pos, computed, ids.shape[1])
+            elif part not in seen:
+                raise UserError(f"this model's pass does not go through {part}; watch another")
+        return arrange(output, seen)
 
     def trace(self, prompt: str | Prompt | Tensor) -> Trace:
         """Active latents and errors of one prompt, at every spliced site."""
@@ -184,7 +272,7 @@ class SplicedModel:
             return hook
 
         hooks = {site: keep(site) for site in self.sites}
-        self.forward(ids, hooks, embedding=keep(None), last_only=True)
+        self.forward(ids, hooks, embedding=keep(None), output=LAST_LOGITS)
         embedding, _ = kept.pop(None)
         inputs, outputs = ({site: kept[site][i] for site in self.sites} for i in (0, 1))
         return embedding, inputs, outputs
@@ -313,11 +401,51 @@ class SplicedModel:
 
         return [(f"{name}.hook_in", read), (family.hook_point(site), _as_hook(write))]
 
+    def _watch_hooks(
+        self, part: Part, seen: dict[Part, Tensor], freeze: Freeze
+    ) -> list[ForwardHook]:
+        """The hooks that put into `seen` what `part` names; none for the logits themselves."""
+
+        def keep(x: Tensor) -> None:
+            seen[part] = x
+
+        if isinstance(part, HookPoint):
+            return [(part.name, _as_watch(keep))]
+        if isinstance(part, Logits):
+            return [] if part.soft_capped else [("unembed.hook_out", _as_watch(keep))]
+        family, site = self.family, part.site
+        if site.layer >= self.n_layers:
+            raise UserError(f"no layer {site.layer}; {self.name} has layers 0-{self.n_layers - 1}")
+        found = family.read_norm(self.bridge.original_model, site)
+        if found is None:
+            return [(family.hook_point(site), _as_watch(lambda x: keep(x.flatten(2))))]
+        name, norm = found
+
+        def normalize(x: Tensor) -> None:
+            keep(family.normalized(norm, x, frozen=freeze.norms))
+
+        return [(f"{name}.hook_in", _as_watch(normalize))]
+
+    def _check_hook_points(self, names: Sequence[str]) -> None:
+        """Refuse hook points that the model does not have; a mistyped one is a user's mistake."""
+        known = self.bridge.hook_dict if names else {}
+        for name in names:
+            if name not in known:
+                close = get_close_matches(name, known, n=3) or ["blocks.0.hook_resid_post"]
+                raise UserError(
+                    f"no hook point {name!r} in {self.name}; did you mean {', '.join(close)}?"
+                )
+
     @contextmanager
     def _hooked(self, table: list[tuple[str, Callable[..., Any]]]):
-        unknown = [name for name, _ in table if name not in self.bridge.hook_dict]
+        known = self.bridge.hook_dict
+        unknown = [name for name, _ in table if name not in known]
         assert not unknown, f"no hook points {unknown}"  # silent in TransformerLens 3.2
-        with self.bridge.hooks(fwd_hooks=table):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.bridge.hooks(fwd_hooks=table))
+            except ValueError as error:  # a hook point that TransformerLens passes only if asked to
+                raise UserError(f"a hook point that cannot be watched: {error}") from error
             yield
 
 
@@ -387,6 +515,23 @@ def _padding(ids: Tensor, vocabulary: Vocabulary) -> Tensor:
     if vocabulary.pad_id == vocabulary.tokenizer.eos_token_id:
         return padded.cumprod(1).bool()
     return padded
+
+
+def _to_keep(computed: list[int], ids: Tensor) -> int | Tensor:
+    """Hugging Face's `logits_to_keep`: how many of the last positions (0 for all), or which."""
+    n_pos = ids.shape[1]
+    if len(computed) == n_pos:
+        return 0
+    return 1 if computed == [n_pos - 1] else torch.tensor(computed, device=ids.device)
+
+
+def _as_watch(look: Watch) -> Callable[..., None]:
+    """`look` as TransformerLens calls it; what it returns is not put into the pass."""
+
+    def wrapped(x: Tensor, hook: Any) -> None:
+        look(x)
+
+    return wrapped
 
 
 def _as_hook(hook: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:

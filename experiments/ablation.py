@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from attribution import Metric, total_effects
+from attribution import Metric, Targets, total_effects
 from attribution.attribute import record
 from attribution.gradients import check_batch_size
-from attribution.metrics import AtLast, Score, bind
+from attribution.metrics import BoundMetric, Score, bind
 from circuits import (
     ErrorNode,
     LatentNode,
@@ -165,7 +165,7 @@ class Ablations(Sequence[AblationRow]):
 def ablate_each(
     model: SplicedModel,
     prompt: str | Prompt,
-    metric: Metric | Score,
+    metric: Metric | Targets | Score,
     nodes: Sequence[LatentNode | ErrorNode],
     *,
     reference: Reference | None = None,
@@ -180,7 +180,8 @@ def ablate_each(
     Args:
         model: The spliced model.
         prompt: One text.
-        metric: A `Metric`, or a function from logits `[batch, pos, vocab]` to `[batch]`.
+        metric: A `Metric`, `Targets` (their weighted sum), or a function from logits
+            `[batch, pos, vocab]` to `[batch]`.
         nodes: Latents and errors, for example `graph.latents(top=10)`.
         reference: The values they are set to; zero by default.
         downstream: What errors downstream do. `recompute`: they follow the ablated pass, as in
@@ -205,7 +206,8 @@ def ablate_each(
     check_reference(model, reference, ids)
     check_nodes(model, ids, nodes)
     attributed_downstream = "freeze" if downstream == "drop" else downstream
-    flat = isinstance(metric, Metric) and metric.flat_at_clean  # nothing can be attributed
+    # where it is flat, nothing can be attributed
+    flat = isinstance(metric, Metric | Targets) and metric.flat_at_clean
     effects = total_effects(
         model, prompt, metric, downstream=attributed_downstream, reference=reference
     )
@@ -244,7 +246,7 @@ def ablate_each(
 def _measure(
     model: SplicedModel,
     ids: torch.Tensor,
-    score: Score,
+    score: BoundMetric,
     nodes: Sequence[LatentNode | ErrorNode],
     reference: Reference,
     downstream: str,
@@ -254,7 +256,7 @@ def _measure(
     how = {
         "downstream": downstream,
         "clean_errors": model.errors(ids) if downstream == "freeze" else None,
-        "last_only": isinstance(score, AtLast),
+        "output": score.output,
     }
     clean = score(model.run(ids, **how)).item()
     ablated = [0.0] * len(nodes)
@@ -265,8 +267,8 @@ def _measure(
             chunk = order[start : start + batch_size]
             batch = ids.expand(len(chunk), -1)
             rows = [[set_to(nodes[i], reference.value(nodes[i]))] for i in chunk]
-            logits = model.run(batch, edits(model, batch, rows), **how)
-            for i, value in zip(chunk, score(logits).tolist(), strict=True):
+            read = model.run(batch, edits(model, batch, rows), **how)
+            for i, value in zip(chunk, score(read).tolist(), strict=True):
                 ablated[i] = value
             bar.update(len(chunk))
     return clean, ablated

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from attribution.metrics import AtLast, Score
+from attribution.metrics import BoundMetric
 from circuits import LatentNode, Reference, Site, SplicedModel, Trace, UserError
 from circuits.interventions import Edit
 
@@ -62,7 +62,7 @@ class Candidates:
 def run_kept(
     model: SplicedModel,
     ids: Tensor,
-    score: Score,
+    score: BoundMetric,
     candidates: Candidates,
     kept: Tensor,
     reference: Reference,
@@ -89,14 +89,14 @@ def run_kept(
                 site: _keep(rows[:, where], pos, latent, reference, site, model.reads(ids), errors)
                 for site, (pos, latent, where) in candidates.sites.items()
             }
-            logits = model.run(
+            read = model.run(
                 batch,
                 edits,
                 downstream=downstream,
                 clean_errors=held,
-                last_only=isinstance(score, AtLast),
+                output=score.output,
             )
-            values.append(score(logits))
+            values.append(score(read))
             bar.update(len(rows))
     return torch.cat(values)
 

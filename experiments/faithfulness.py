@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from attribution import Metric
+from attribution import Metric, Targets
 from attribution.attribute import record
 from attribution.gradients import check_batch_size
-from attribution.metrics import AtLast, Score, bind, metric_name
+from attribution.metrics import Score, bind, metric_name
 from circuits import LatentNode, Prompt, Reference, SplicedModel, UserError, zero_reference
 from circuits.reference import check_reference
 from experiments.checks import one_prompt
@@ -126,7 +126,7 @@ class FaithfulnessCurve:
 def faithfulness_curve(
     model: SplicedModel,
     prompt: str | Prompt,
-    metric: Metric | Score,
+    metric: Metric | Targets | Score,
     graph: AttributionGraph | Sequence[LatentNode],
     *,
     sizes: Sequence[int],
@@ -157,7 +157,8 @@ def faithfulness_curve(
     Args:
         model: The spliced model.
         prompt: The text that `graph` is of.
-        metric: A `Metric`, or a function from logits `[batch, pos, vocab]` to `[batch]`.
+        metric: A `Metric`, `Targets` (their weighted sum), or a function from logits
+            `[batch, pos, vocab]` to `[batch]`.
         graph: Its strongest latents make the circuits; or latents, strongest first.
         sizes: Numbers of latents. A size above the number of latents in `graph` becomes that
             number: what the graph does not rank cannot be added.
@@ -191,7 +192,7 @@ def faithfulness_curve(
     kept = torch.cat([ends, circuits, ~circuits, *[r[None] for r in randoms]]).to(ids.device)
 
     score = bind(metric, model)
-    full = score(model.run(ids, last_only=isinstance(score, AtLast))).item()
+    full = score(model.run(ids, output=score.output)).item()
     metrics = run_kept(
         model,
         ids,

@@ -32,6 +32,7 @@ from attribution.gradients import check_batch_size
 from circuits import Site, SplicedModel, UserError
 from circuits.active import find_active, reconstruct
 from circuits.catalogue import ranges
+from circuits.outputs import LAST_LOGITS
 from circuits.sites import ALL_KINDS
 from circuits.splice import SiteHook
 from experiments.records import write_table
@@ -259,7 +260,7 @@ def _measure(model: SplicedModel, ids: Tensor, sums: Mapping[Site, _Sums], bar: 
         return hook
 
     if reads.any():  # a text may be the end-of-text token alone
-        model.forward(ids, {site: look(site) for site in sums}, last_only=True)
+        model.forward(ids, {site: look(site) for site in sums}, output=LAST_LOGITS)
 
 
 def _row(model: SplicedModel, site: Site, sums: _Sums) -> GateRow:

@@ -14,7 +14,7 @@ from graphs.text import (
     effect_text,
     fit,
     label_lines,
-    number,
+    output_text,
     short_name,
     visible,
     width,
@@ -140,7 +140,7 @@ def _label(node: Node, attributes: dict[str, Any], graph: AttributionGraph, box:
         case TokenNode(pos):
             return _stack((fit(visible(graph.words[pos]).strip(), WORD_SIZE, room), WORD_SIZE))
         case LogitNode(name):
-            value = number(graph.metric_value)
+            value = output_text(graph, attributes)
             text = fit(visible(name), LOGIT_SIZE, room, bold=True)
             return _stack((text, LOGIT_SIZE, "B"), (value, LABEL_SIZE))
         case ErrorNode():

@@ -2,6 +2,10 @@
 
 Nodes are named by `str(node)`, in topological order; edges are columns of equal length that refer
 to nodes by their place. Python writes a float with as many digits as bring the same float back.
+
+Schema 2 has two columns more than schema 1, the nodes' `grad` and the edges' `query_key`. Files of
+schema 1 are read: there `grad` is the quotient of an incoming edge's contribution and weight, so
+exact to rounding, and the parts of queries and keys are not known.
 """
 
 import json
@@ -17,9 +21,10 @@ from circuits.nodes import parse_node
 from graphs.graph import AttributionGraph
 
 FORMAT = "gemma-circuits attribution graph"
-SCHEMA = 1
-NODE_COLUMNS = ("act", "effect", "influence", "label", "measured")
-EDGE_COLUMNS = ("weight", "contribution")
+SCHEMA = 2
+NODE_COLUMNS = ("act", "effect", "grad", "influence", "label", "measured")
+EDGE_COLUMNS = ("weight", "contribution", "query_key")
+OPTIONAL = ("measured", "query_key")
 
 
 def save(graph: AttributionGraph, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -62,12 +67,15 @@ def load(path: str | Path) -> AttributionGraph:
         ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is JSON but no attribution graph; expected what graph.save writes")
-    if content.get("schema") != SCHEMA:
+    schema = content.get("schema")
+    if schema not in (1, SCHEMA):
         raise UserError(
-            f"{path} has schema {content.get('schema')!r} and this version reads schema {SCHEMA}; "
+            f"{path} has schema {schema!r} and this version reads schemas 1 to {SCHEMA}; "
             "trace the prompt again, or read it with the version that wrote it"
         )
     try:
+        if schema == 1:
+            content = _from_schema_1(content)
         return _from_dict(content)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"{path} is damaged ({error}); save the graph again") from None
@@ -121,6 +129,19 @@ def _from_dict(content: dict[str, Any]) -> AttributionGraph:
     )
 
 
+def _from_schema_1(content: dict[str, Any]) -> dict[str, Any]:
+    """Content of schema 1 with the columns of schema 2; such a file has one logit node."""
+    nodes, edges = content["nodes"], content["edges"]
+    grads = [float(name.startswith("logit/")) for name in nodes["name"]]
+    for target, weight, contribution in zip(
+        edges["target"], edges["weight"], edges["contribution"], strict=True
+    ):
+        if weight:
+            grads[target] = contribution / weight
+    edges = {**edges, "query_key": [None] * len(edges["weight"])}
+    return {**content, "nodes": {**nodes, "grad": grads}, "edges": edges}
+
+
 def _checked(names: tuple[str, ...], values: tuple) -> dict[str, Any]:
     """The attributes by name, each of its type."""
     attributes = dict(zip(names, values, strict=True))
@@ -129,7 +150,7 @@ def _checked(names: tuple[str, ...], values: tuple) -> dict[str, Any]:
             fits = value is None or isinstance(value, str)
         else:
             fits = isinstance(value, float | int) and math.isfinite(value)
-            fits = fits or (name == "measured" and value is None)
+            fits = fits or (name in OPTIONAL and value is None)
         if not fits:
             raise ValueError(f"{name} is {value!r}")
     return attributes

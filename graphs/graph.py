@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ import numpy as np
 from scipy import sparse
 
 from attribution import Attribution
-from circuits.errors import UserError
 from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, Node, TokenNode
-from graphs.influence import logit_weights, solve_influence
+from graphs.adjacency import adjacency
+from graphs.influence import solve_influence
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,12 +27,14 @@ class AttributionGraph:
     Attributes:
         digraph: Nodes are node objects, stored in topological order. Of each node:
             `act` (a latent's activation, 1.0 for the others), `effect` (attributed
-            total effect on the metric, in the metric's units), `influence` (see `influence`; a
-            pruned graph keeps the numbers of the graph it came from), `label` (`str` or `None`)
-            and `measured` (effect found by an experiment, `float` or `None`).
-            Of each edge: `weight` (direct effect of the source on the target's pre-activation, on
-            the metric for a logit node) and `contribution` (`weight` times the gradient of the
-            metric by that pre-activation: the edge's share of the metric).
+            total effect on the metric, in the metric's units), `grad` (the metric's gradient by a
+            latent's pre-activation or by a logit node, of which it is the weight; 0.0 for nodes
+            that are no targets), `influence` (see `influence`; a pruned graph keeps the numbers of
+            the graph it came from), `label` (`str` or `None`) and `measured` (effect found by an
+            experiment, `float` or `None`).
+            Of each edge: `weight` (direct effect of the source on the target's pre-activation, or
+            on the logit node) and `contribution` (`weight` times the target's `grad`: the edge's
+            share of the metric).
         words: The prompt's tokens as text, BOS first.
         metric_value: The metric on the clean prompt.
         provenance: Model, dictionaries, prompt, metric, settings, versions and seed, and what was
@@ -47,50 +50,14 @@ class AttributionGraph:
     def from_attribution(cls, attribution: Attribution) -> "AttributionGraph":
         """The graph of all nodes of `attribution` and of all its edges that are not exactly zero.
 
+        Of an attribution with millions of edges, `prune(attribution)` is what networkx can hold.
+
         Raises:
             UserError: the attribution holds a NaN or an infinity.
         """
-        nodes = tuple(attribution.nodes)
-        edges = attribution.edges.coalesce()
-        targets, sources = edges.indices().numpy()
-        weights = edges.values().double().numpy()
-        target_grads = attribution.target_grads.double().numpy()
-        acts, effects = attribution.acts.tolist(), attribution.effects.tolist()
-        for name, values in (("edges", weights), ("acts", acts), ("effects", effects)):
-            if not np.isfinite(values).all():
-                raise UserError(
-                    f"the attribution's {name} hold a NaN or an infinity; "
-                    "check the model's weights and the metric on this prompt"
-                )
-        assert (sources < targets).all(), "nodes must be in topological order"
-
-        live = weights != 0
-        targets, sources, weights = targets[live], sources[live], weights[live]
-        matrix = sparse.csr_array((weights, (targets, sources)), shape=(len(nodes), len(nodes)))
-        influences = solve_influence(matrix, logit_weights(nodes)).tolist()
-        contributions = weights * target_grads[targets]
-
-        digraph = nx.DiGraph()
-        for node, act, effect, share in zip(nodes, acts, effects, influences, strict=True):
-            digraph.add_node(
-                node, act=act, effect=effect, influence=share, label=None, measured=None
-            )
-        digraph.add_edges_from(
-            (nodes[source], nodes[target], {"weight": weight, "contribution": contribution})
-            for source, target, weight, contribution in zip(
-                sources.tolist(),
-                targets.tolist(),
-                weights.tolist(),
-                contributions.tolist(),
-                strict=True,
-            )
-        )
-        return cls(
-            digraph=nx.freeze(digraph),
-            words=tuple(attribution.words),
-            metric_value=float(attribution.metric_value),
-            provenance=json.loads(json.dumps(attribution.provenance)),
-        )
+        whole = adjacency(attribution)
+        influences = solve_influence(whole.matrix, whole.weights)
+        return assemble(attribution, np.arange(len(whole.nodes)), influences, whole.matrix)
 
     def latents(self, top: int | None = None) -> list[LatentNode]:
         """The latents, strongest absolute effect first; the `top` first of them if given."""
@@ -133,22 +100,81 @@ def plural(count: int, word: str) -> str:
     return f"{count:,} {word}es" if word.endswith("s") else f"{count:,} {word}s"
 
 
+def assemble(
+    attribution: Attribution,
+    kept: np.ndarray,
+    influences: np.ndarray,
+    edges: sparse.csr_array,
+) -> AttributionGraph:
+    """The graph of some nodes of `attribution`.
+
+    Args:
+        attribution: What the other attributes are taken from.
+        kept: Indices of the `k` nodes, ascending.
+        influences: Their influences, `[k]`.
+        edges: The direct effects between them, `[target, source]`, `[k, k]`.
+    """
+    nodes = [attribution.nodes[i] for i in kept.tolist()]
+    grads = attribution.target_grads.double().numpy()[kept]
+    columns = {
+        "act": attribution.acts.numpy()[kept],
+        "effect": attribution.effects.numpy()[kept],
+        "grad": grads,
+        "influence": influences,
+    }
+    weights = edges.data.astype(np.float64)
+    targets, sources = edges.tocoo().coords
+    contributions = weights * grads[targets]
+    query_key = _query_key(attribution, kept, targets, sources)
+
+    digraph = nx.DiGraph()
+    for node, *values in zip(nodes, *(column.tolist() for column in columns.values()), strict=True):
+        digraph.add_node(node, **dict(zip(columns, values, strict=True)), label=None, measured=None)
+    digraph.add_edges_from(
+        (
+            nodes[source],
+            nodes[target],
+            {"weight": weight, "contribution": contribution, "query_key": part},
+        )
+        for source, target, weight, contribution, part in zip(
+            sources.tolist(),
+            targets.tolist(),
+            weights.tolist(),
+            contributions.tolist(),
+            query_key,
+            strict=True,
+        )
+    )
+    return AttributionGraph(
+        digraph=nx.freeze(digraph),
+        words=tuple(attribution.words),
+        metric_value=float(attribution.metric_value),
+        provenance=json.loads(json.dumps(attribution.provenance)),
+    )
+
+
+def _query_key(
+    attribution: Attribution, kept: np.ndarray, targets: np.ndarray, sources: np.ndarray
+) -> list[float] | list[None]:
+    """Of each edge the part through queries and keys; `None` where patterns are frozen."""
+    if attribution.query_key is None:
+        return [None] * len(targets)
+    parts = attribution.query_key[kept][:, kept].tocoo()
+    found = dict(zip(zip(parts.row, parts.col, strict=True), parts.data.tolist(), strict=True))
+    return [found.get(edge, 0.0) for edge in zip(targets, sources, strict=True)]
+
+
 def restrict(
-    graph: AttributionGraph, nodes: set[Node], edges: set[tuple[Node, Node]] | None = None
+    graph: AttributionGraph, nodes: set[Node], edges: Iterable[tuple[Node, Node]] | None = None
 ) -> nx.DiGraph:
     """The frozen part of `graph.digraph` on `nodes`, in the same order, with the attributes copied.
 
-    Of the edges between `nodes`, those in `edges`; all of them if that is `None`.
+    Of the edges between `nodes`, source first, those in `edges`; all of them if that is `None`.
     """
+    whole = graph.digraph
     digraph = nx.DiGraph()
-    digraph.add_nodes_from(
-        (node, dict(attributes))
-        for node, attributes in graph.digraph.nodes(data=True)
-        if node in nodes
-    )
-    digraph.add_edges_from(
-        (source, target, dict(attributes))
-        for source, target, attributes in graph.digraph.edges(data=True)
-        if source in nodes and target in nodes and (edges is None or (source, target) in edges)
-    )
+    digraph.add_nodes_from((node, values) for node, values in whole.nodes.items() if node in nodes)
+    if edges is None:
+        edges = ((s, t) for s in digraph for t in whole.successors(s) if t in nodes)
+    digraph.add_edges_from((s, t, whole.get_edge_data(s, t)) for s, t in edges)
     return nx.freeze(digraph)

@@ -2,8 +2,9 @@
 
 Tokens are at the bottom, the output on top, so every edge runs upwards. Nodes that share a cell
 stand side by side, strongest effect first, on further lines when there are many; columns are as
-wide and rows as high as their fullest cell. Units are points, y grows upwards, boxes are given by
-their centres.
+wide and rows as high as their fullest cell. Several outputs stand in one line, largest weight
+first, that ends above the last token and reaches over other columns. Units are points, y grows
+upwards, boxes are given by their centres.
 """
 
 import math
@@ -23,6 +24,7 @@ ERROR = (64.0, 38.0)
 BIAS = (62.0, 28.0)
 WORD_SIZE, LOGIT_SIZE = 9.0, 10.0
 PER_LINE, WIDEST = (8, 6, 4, 3, 2), 1500.0  # side by side in a cell; wider plans use fewer
+OUTPUT = (math.inf, 0)  # the row above all sites
 IN_CELL = (LatentNode, BiasNode, ErrorNode, TokenNode, LogitNode)
 
 
@@ -107,7 +109,7 @@ def _cells(graph: AttributionGraph) -> dict[tuple, list[Node]]:
             case TokenNode(pos):
                 key = (-1, 0), pos
             case LogitNode():
-                key = (math.inf, 0), last
+                key = OUTPUT, last
             case BiasNode(site):
                 key = site.order, -1
             case LatentNode(site, _, pos) | ErrorNode(site, pos):
@@ -118,10 +120,14 @@ def _cells(graph: AttributionGraph) -> dict[tuple, list[Node]]:
 
 def _lines(nodes: list[Node], graph: AttributionGraph, per_line: int) -> list[list[Node]]:
     """A cell's nodes, strongest first and errors last, cut into lines of nearly equal length."""
-    effect = graph.digraph.nodes
-    ordered = sorted(
-        nodes, key=lambda node: (IN_CELL.index(type(node)), -abs(effect[node]["effect"]))
-    )
+
+    def strength(node: Node) -> float:
+        attributes = graph.digraph.nodes[node]
+        return abs(attributes["grad" if isinstance(node, LogitNode) else "effect"])
+
+    ordered = sorted(nodes, key=lambda node: (IN_CELL.index(type(node)), -strength(node)))
+    if isinstance(nodes[0], LogitNode):
+        return [ordered]
     n_lines = math.ceil(len(ordered) / per_line)
     length = math.ceil(len(ordered) / n_lines)
     return [ordered[i : i + length] for i in range(0, len(ordered), length)]
@@ -143,20 +149,28 @@ def _rows(lines: dict[tuple, list[list[Node]]]) -> dict[tuple, Band]:
 def _row_name(row: tuple) -> tuple[str, int | None]:
     if row[0] == -1:
         return "tokens", None
-    if row[0] == math.inf:
+    if row == OUTPUT:
         return "output", None
     return str(Site(row[0], ALL_KINDS[row[1]])), row[0]
 
 
 def _columns(lines: dict[tuple, list[list[Node]]], graph: AttributionGraph) -> dict[int, Band]:
-    has_bias = any(column == -1 for _, column in lines)
+    first = -1 if any(column == -1 for _, column in lines) else 0
+    widths = dict.fromkeys(range(first, len(graph.words)), 30.0)
+    outputs: list[Node] = []
+    for (row, column), stacked in lines.items():
+        if row == OUTPUT:  # reaches over other columns, but no box is wider than its own
+            outputs = stacked[0]
+            stacked = [[node] for node in outputs]
+        widths[column] = max(widths[column], *(_line_width(line, graph) for line in stacked))
+    missing = _line_width(outputs, graph) - sum(w + 2 * GAP for w in widths.values())
+    widths[len(graph.words) - 1] += max(0.0, missing + 2 * GAP)
+
     bands, left = {}, LABEL_WIDTH
-    for column in range(-1 if has_bias else 0, len(graph.words)):
-        here = [stacked for (_, other), stacked in lines.items() if other == column]
-        widths = [_line_width(line, graph) for stacked in here for line in stacked]
-        end = left + max(widths, default=30.0) + 2 * GAP
-        bands[column] = Band("bias" if column == -1 else visible(graph.words[column]), left, end)
-        left = end
+    for column, wide in widths.items():
+        name = "bias" if column == -1 else visible(graph.words[column])
+        bands[column] = Band(name, left, left + wide + 2 * GAP)
+        left = bands[column].end
     return bands
 
 
@@ -171,11 +185,12 @@ def _place(
     column: Band,
     boxes: dict[Node, Box],
 ) -> None:
-    """Centre the lines of one cell in it, the first line on top."""
+    """Centre the lines of one cell in it, the first line on top; one too wide overhangs left."""
     heights = [max(size(node, graph)[1] for node in line) for line in stacked]
     top = (row.start + row.end + sum(heights) + GAP * (len(heights) - 1)) / 2
     for line, height in zip(stacked, heights, strict=True):
-        left = (column.start + column.end - _line_width(line, graph)) / 2
+        wide = _line_width(line, graph)
+        left = min((column.start + column.end - wide) / 2, column.end - GAP - wide)
         for node in line:
             own_width, own_height = size(node, graph)
             boxes[node] = Box(left + own_width / 2, top - height / 2, own_width, own_height)

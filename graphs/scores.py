@@ -1,7 +1,8 @@
 """Two scores of how much of a graph is latents rather than errors, as circuit-tracer defines them.
 
 Both are between 0 and 1, and 1 means that no error node matters. They grade the dictionaries on one
-prompt; they say nothing about whether an experiment confirms the graph.
+prompt; they say nothing about whether an experiment confirms the graph. An `Attribution` has the
+scores of its graph, which need not be built for them.
 
 Biases take their share of their targets' inputs but count neither as errors nor as tokens.
 """
@@ -10,26 +11,27 @@ import math
 
 import numpy as np
 
+from attribution import Attribution
 from circuits.nodes import ErrorNode, TokenNode
+from graphs.adjacency import absolute, adjacency, reciprocal, runs
 from graphs.graph import AttributionGraph
-from graphs.influence import edge_matrix, logit_weights, normalize, solve_influence
+from graphs.influence import influence, solve_influence
 
 
-def replacement_score(graph: AttributionGraph) -> float:
+def replacement_score(graph: AttributionGraph | Attribution) -> float:
     """Of the influence that enters the graph at tokens and errors, the share that enters at tokens.
 
         sum of the tokens' influence / sum of the tokens' and the errors' influence
 
     Meant for the graph before pruning. NaN if neither reaches the output.
     """
-    nodes = list(graph.digraph)
-    values = solve_influence(edge_matrix(graph), logit_weights(nodes))
-    tokens = sum(x for node, x in zip(nodes, values, strict=True) if isinstance(node, TokenNode))
-    errors = sum(x for node, x in zip(nodes, values, strict=True) if isinstance(node, ErrorNode))
+    values = influence(graph)
+    tokens = sum(value for node, value in values.items() if isinstance(node, TokenNode))
+    errors = sum(value for node, value in values.items() if isinstance(node, ErrorNode))
     return float(tokens / (tokens + errors)) if tokens + errors > 0 else math.nan
 
 
-def completeness_score(graph: AttributionGraph) -> float:
+def completeness_score(graph: AttributionGraph | Attribution) -> float:
     """The share of the nodes' inputs that is not errors, nodes weighted by their influence.
 
         sum_t (1 - sum_{s error} A[t, s]) * I[t] / sum_t I[t],  I = influence + logit_weights
@@ -37,11 +39,13 @@ def completeness_score(graph: AttributionGraph) -> float:
     Nodes without inputs (tokens, biases and errors themselves) count as complete. Meant for the
     graph before pruning. NaN if the graph has no logit node.
     """
-    nodes = list(graph.digraph)
-    matrix, weights = edge_matrix(graph), logit_weights(nodes)
-    is_error = np.array([isinstance(node, ErrorNode) for node in nodes], float)
-    importance = solve_influence(matrix, weights) + weights
+    whole = adjacency(graph)
+    is_error = np.array([isinstance(node, ErrorNode) for node in whole.nodes], float)
+    importance = solve_influence(whole.matrix, whole.weights) + whole.weights
     if not importance.sum():
         return math.nan
-    complete = 1 - normalize(matrix) @ is_error
+    complete = np.ones(len(whole.nodes))
+    for rows in runs(whole.matrix):
+        inputs = absolute(whole.matrix, rows)
+        complete[rows] -= (inputs @ is_error) * reciprocal(inputs.sum(axis=1))
     return float((complete * importance).sum() / importance.sum())

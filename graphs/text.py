@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 from matplotlib.ft2font import FT2Font
 
-from circuits.nodes import BiasNode, ErrorNode, LatentNode
+from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode
 from graphs.graph import AttributionGraph, plural
 
 
@@ -77,6 +77,12 @@ def effect_text(attributes: dict[str, Any]) -> str:
     if attributes["measured"] is None:
         return attributed
     return f"{attributed} / {number(attributes['measured'])}"
+
+
+def output_text(graph: AttributionGraph, attributes: dict[str, Any]) -> str:
+    """The metric's value; of one output among several, its weight in the metric."""
+    several = sum(isinstance(node, LogitNode) for node in graph.digraph) > 1
+    return f"weight {number(attributes['grad'])}" if several else number(graph.metric_value)
 
 
 def number(value: float) -> str:

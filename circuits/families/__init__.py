@@ -37,7 +37,9 @@ class Family:
         frozen_norm: What a norm makes of `x` with its scale held constant in the backward pass;
             bit for bit what Hugging Face's module gives, hence in its order of operations.
         gain: What a norm multiplies each coordinate by, `[d_model]`, float32.
+        attn_values: The path of the linear map to the values of attention.
         attn_out: The path of the linear map from the site `attn` towards the residual.
+        mlp: The path of the gated MLP, with `gate_proj`, `up_proj`, `down_proj` and `act_fn`.
         attn_out_norm: The TransformerLens name of a norm after it, if there is one.
         widths: Numbers a position at each kind of site, from the model's configuration.
     """
@@ -50,7 +52,9 @@ class Family:
     scale: Callable[[Any, Tensor], Tensor]
     frozen_norm: Callable[[Any, Tensor], Tensor]
     gain: Callable[[Any], Tensor]
+    attn_values: str
     attn_out: str
+    mlp: str
     attn_out_norm: str | None = None
     widths: Callable[[Any], Mapping[str, int]] = usual_widths
 
@@ -87,6 +91,14 @@ class Family:
             for layer in (range(n_layers) if "{layer}" in name else (0,))
         }
 
+    def weight(self, huggingface: Any, path: str, layer: int) -> Tensor:
+        """The weight `[d_out, d_in]` of the linear map at `path` in one layer."""
+        return _module(huggingface, path.format(layer=layer)).weight
+
+    def mlp_of(self, huggingface: Any, layer: int) -> Any:
+        """The gated MLP of one layer."""
+        return _module(huggingface, self.mlp.format(layer=layer))
+
     def to_residual(self, huggingface: Any, site: Site, directions: Tensor) -> Tensor:
         """What `directions [n, width]` at a site add to the residual stream, `[n, d_model]`.
 
@@ -94,7 +106,7 @@ class Family:
         """
         if site.kind != "attn":
             return directions
-        W_O = _module(huggingface, self.attn_out.format(layer=site.layer)).weight
+        W_O = self.weight(huggingface, self.attn_out, site.layer)
         written = directions @ W_O.to(directions.dtype).T
         if self.attn_out_norm is None:
             return written

@@ -42,6 +42,8 @@ FAMILY = Family(
     scale=scale,
     frozen_norm=frozen_norm,
     gain=gain,
+    attn_values="model.layers.{layer}.self_attn.v_proj",
     attn_out="model.layers.{layer}.self_attn.o_proj",
+    mlp="model.layers.{layer}.mlp",
     attn_out_norm="blocks.{layer}.ln1_post",
 )

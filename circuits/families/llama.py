@@ -40,5 +40,7 @@ FAMILY = Family(
     scale=scale,
     frozen_norm=frozen_norm,
     gain=gain,
+    attn_values="model.layers.{layer}.self_attn.v_proj",
     attn_out="model.layers.{layer}.self_attn.o_proj",
+    mlp="model.layers.{layer}.mlp",
 )

@@ -1,6 +1,7 @@
 """How good the bundled model and its dictionaries are, on held-out text, as Markdown tables.
 
-1. Tasks: the model alone, and with all dictionaries at once and error terms dropped.
+1. Tasks: the model alone, with all autoencoders at once and with all transcoders at once, error
+   terms dropped.
 2. Sites: explained variance, L0, dead latents, and the loss recovered by each dictionary alone.
 """
 
@@ -20,15 +21,24 @@ from transformers import Gemma2ForCausalLM
 from circuits.dictionaries import Dictionary
 from circuits.files import check_writable, write_atomically
 from circuits.gemma_scope import dictionaries_from_folder
-from circuits.sites import Site
+from circuits.sites import KINDS, Site
 from experiments.tasks import TASKS
-from experiments.tiny.activations import Replace, batches, collect, hooked, reads
+from experiments.tiny.activations import (
+    Activations,
+    Replace,
+    batches,
+    collect,
+    hooked,
+    reads,
+)
 from experiments.tiny.language import PAD, token_ids
 from experiments.tiny.success import Change, task_success
 from experiments.tiny.train_dictionaries import load_model
 from experiments.tiny.train_model import BUNDLED
 
 SEED = 1000  # of the text measured on; training uses small ones
+TOGETHER = {"autoencoders": KINDS, "transcoders": ("transcoder",)}
+"""Kinds of site that are spliced in at once; mlp and transcoder write the same place."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class SiteQuality:
     """One dictionary on held-out text.
 
     Attributes:
-        explained: 1 - |x - x_hat|^2 / |x - mean|^2, summed over tokens.
+        explained: 1 - |x - x_hat|^2 / |x - mean|^2 of what is written, summed over tokens.
         l0: Active latents per token.
         dead: Share of the latents that are never active.
         recovered: (loss(zero) - loss(spliced)) / (loss(zero) - loss(model)), each with this site
@@ -50,13 +60,17 @@ class SiteQuality:
 
 
 def spliced(dictionary: Dictionary, here: Tensor) -> Replace:
-    """The reconstruction in place of the activation, error dropped, where dictionaries read."""
-    return lambda x: torch.where(here[..., None], dictionary.decode(dictionary.encode(x)), x)
+    """The reconstruction in place of what is written, error dropped, where dictionaries read."""
+
+    def replace(read: Tensor, written: Tensor) -> Tensor:
+        return torch.where(here[..., None], dictionary.decode(dictionary.encode(read)), written)
+
+    return replace
 
 
 def zeroed(here: Tensor) -> Replace:
-    """Nothing in place of the activation, where dictionaries read."""
-    return lambda x: torch.where(here[..., None], 0.0, x)
+    """Nothing in place of what is written, where dictionaries read."""
+    return lambda read, written: torch.where(here[..., None], 0.0, written)
 
 
 @torch.no_grad()
@@ -77,21 +91,25 @@ def loss(model: Gemma2ForCausalLM, texts: list[Tensor], change: Change = lambda 
 
 @torch.no_grad()
 def site_quality(
-    model: Gemma2ForCausalLM, site: Site, dictionary: Dictionary, x: Tensor, texts: list[Tensor]
+    model: Gemma2ForCausalLM,
+    site: Site,
+    dictionary: Dictionary,
+    x: Activations,
+    texts: list[Tensor],
 ) -> SiteQuality:
-    """The quality of one dictionary, on activations `x` [token, d] and batches of ids."""
+    """The quality of one dictionary, on activations of its site and batches of ids."""
     left, active, on = 0.0, 0.0, torch.zeros(dictionary.d_sae, dtype=torch.bool)
-    for part in x.split(8192):
-        acts = dictionary.encode(part)
-        left += (part - dictionary.decode(acts)).square().sum().item()
+    for read, written in zip(x.read.split(8192), x.written.split(8192), strict=True):
+        acts = dictionary.encode(read)
+        left += (written - dictionary.decode(acts)).square().sum().item()
         active += (acts > 0).sum().item()
         on |= (acts > 0).any(0)
     zero = loss(model, texts, lambda here: {site: zeroed(here)})
     alone = loss(model, texts, lambda here: {site: spliced(dictionary, here)})
     plain = loss(model, texts)
     return SiteQuality(
-        explained=1 - left / (x - x.mean(0)).square().sum().item(),
-        l0=active / len(x),
+        explained=1 - left / (x.written - x.written.mean(0)).square().sum().item(),
+        l0=active / len(x.read),
         dead=1 - on.float().mean().item(),
         recovered=(zero - alone) / (zero - plain),
     )
@@ -103,28 +121,34 @@ def all_at_once(dictionaries: Mapping[Site, Dictionary], here: Tensor) -> dict[S
 
 
 def task_table(
-    model: Gemma2ForCausalLM, dictionaries: Mapping[Site, Dictionary], n_prompts: int
+    model: Gemma2ForCausalLM,
+    together: Mapping[str, Mapping[Site, Dictionary]],
+    n_prompts: int,
 ) -> list[str]:
-    """Each task by the model alone, and with every site its reconstruction."""
-    every = partial(all_at_once, dictionaries)
-    lines = ["| task | model | all dictionaries, errors dropped |", "| --- | ---: | ---: |"]
+    """Each task by the model alone, and with each group of sites their reconstructions."""
+    changes: list[Change] = [lambda here: {}]
+    changes += [partial(all_at_once, dictionaries) for dictionaries in together.values()]
+    heads = ["model", *(f"all {group}, errors dropped" for group in together)]
+    lines = [f"| task | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
     for name in tqdm(TASKS, desc="tasks"):
-        alone = task_success(model, name, n_prompts)
-        together = task_success(model, name, n_prompts, every)
-        lines.append(f"| {name} | {alone:.4f} | {together:.4f} |")
+        scores = [task_success(model, name, n_prompts, change) for change in changes]
+        lines.append(f"| {name} | {' | '.join(f'{score:.4f}' for score in scores)} |")
     return lines
 
 
 def all_loss(
-    model: Gemma2ForCausalLM, dictionaries: Mapping[Site, Dictionary], texts: list[Tensor]
+    model: Gemma2ForCausalLM,
+    group: str,
+    dictionaries: Mapping[Site, Dictionary],
+    texts: list[Tensor],
 ) -> str:
     """The loss with every site its reconstruction, in a sentence."""
     plain, together = loss(model, texts), loss(model, texts, partial(all_at_once, dictionaries))
     nothing = loss(model, texts, lambda here: {site: zeroed(here) for site in dictionaries})
     return (
         f"Loss on held-out text, nats per token: {plain:.4f} for the model, {together:.4f} with "
-        f"all {len(dictionaries)} dictionaries at once and errors dropped, {nothing:.4f} with "
-        f"every site zeroed: {(nothing - together) / (nothing - plain):.1%} recovered."
+        f"all {len(dictionaries)} {group} at once and errors dropped, {nothing:.4f} with "
+        f"what they write zeroed: {(nothing - together) / (nothing - plain):.1%} recovered."
     )
 
 
@@ -151,20 +175,22 @@ def site_table(
 def report(out: Path, n_prompts: int, n_tokens: int) -> str:
     """The tables, as Markdown."""
     model = load_model(out)
-    dictionaries = dictionaries_from_folder(out / "dictionaries", width="1k")
+    together = {
+        group: dictionaries_from_folder(out / "dictionaries", sites=kinds, width="1k")
+        for group, kinds in TOGETHER.items()
+    }
     texts = list(islice(batches(SEED, "heldout"), 12))
     lines = [
         f"Held-out prompts, at most {n_prompts} a task: share answered right (greater_than: "
         "probability on the valid years).",
         "",
-        *task_table(model, dictionaries, n_prompts),
-        "",
-        all_loss(model, dictionaries, texts),
-        "",
-        f"Each dictionary alone, on {n_tokens:,} held-out tokens:",
-        "",
-        *site_table(model, dictionaries, texts, n_tokens),
+        *task_table(model, together, n_prompts),
     ]
+    for group, dictionaries in together.items():
+        lines += ["", all_loss(model, group, dictionaries, texts)]
+    lines += ["", f"Each dictionary alone, on {n_tokens:,} held-out tokens:"]
+    for dictionaries in together.values():
+        lines += ["", *site_table(model, dictionaries, texts, n_tokens)]
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,6 @@
-"""Train the bundled model's dictionaries: a JumpReLU autoencoder at every site of every layer.
+"""Train the bundled model's dictionaries: JumpReLU autoencoders at every site, and transcoders.
 
-1. Read: the activations of the small language at the three sites of a layer.
+1. Read: what the sites of a layer read and write on the small language.
 2. Train: each site's dictionary, see `experiments.tiny.jumprelu`.
 3. Save: in Gemma Scope's layout, the folder named by the mean L0 on held-out text.
 """
@@ -21,12 +21,17 @@ from transformers import Gemma2ForCausalLM
 from circuits.dictionaries import Dictionary
 from circuits.files import write_atomically
 from circuits.npz import save_npz
-from circuits.sites import KINDS, Site
-from experiments.tiny.activations import collect
+from circuits.sites import Site
+from experiments.tiny.activations import Activations, collect
 from experiments.tiny.jumprelu import Recipe, fit
 from experiments.tiny.train_model import BUNDLED
 
-FOLDERS = {"attn": "tiny-scope-att", "mlp": "tiny-scope-mlp", "resid": "tiny-scope-res"}
+FOLDERS = {
+    "attn": "tiny-scope-att",
+    "mlp": "tiny-scope-mlp",
+    "resid": "tiny-scope-res",
+    "transcoder": "tiny-scope-transcoders",
+}
 TRAINED_ON = 500_000  # tokens of activations, taken again and again in random order
 MEASURED_ON = 50_000  # held-out tokens that name the folder
 
@@ -48,11 +53,11 @@ def train_layer(out: Path, layer: int, kinds: tuple[str, ...], recipe: Recipe) -
 
 
 def _train_site(
-    out: Path, site: Site, train: torch.Tensor, test: torch.Tensor, recipe: Recipe
+    out: Path, site: Site, train: Activations, test: Activations, recipe: Recipe
 ) -> dict:
     started = time.process_time()
     dictionary, first = None, []
-    with tqdm(fit(train, recipe), total=recipe.steps, desc=str(site)) as bar:
+    with tqdm(fit(train.read, train.written, recipe), total=recipe.steps, desc=str(site)) as bar:
         for step, (error, l0, result) in enumerate(bar):
             dictionary = result or dictionary
             if step < 20:
@@ -60,7 +65,7 @@ def _train_site(
             if step % 50 == 0:
                 bar.set_postfix(error=f"{error:.4f}", l0=f"{l0:.1f}")
     assert dictionary is not None
-    mean_l0 = (dictionary.encode(test) > 0).sum(1).float().mean().item()
+    mean_l0 = (dictionary.encode(test.read) > 0).sum(1).float().mean().item()
     save_npz(dictionary, _path(out, site, dictionary, mean_l0), overwrite=True)
     seconds = round(time.process_time() - started)
     return {"site": str(site), "average_l0": mean_l0, "cpu_seconds": seconds, "errors": first}
@@ -78,7 +83,7 @@ def _path(out: Path, site: Site, dictionary: Dictionary, mean_l0: float) -> Path
 @click.command(help=__doc__)
 @click.option("--out", type=click.Path(path_type=Path), default=BUNDLED, show_default="bundled")
 @click.option("--layers", default="0,1,2,3", show_default=True, help="Which layers.")
-@click.option("--kinds", default=",".join(KINDS), show_default=True, help="Which kinds of site.")
+@click.option("--kinds", default=",".join(FOLDERS), show_default=True, help="Which kinds of site.")
 @click.option("--target-l0", type=float, default=Recipe.target_l0, show_default=True)
 @click.option("--steps", type=int, default=Recipe.steps, show_default=True)
 @click.option("--seed", type=int, default=Recipe.seed, show_default=True)
@@ -96,29 +101,43 @@ def main(
 ) -> None:
     if not (out / "model").exists():
         raise click.UsageError(f"{out / 'model'} does not exist; train the model first")
-    if (out / "dictionaries").exists() and not force:
-        raise click.UsageError(f"{out / 'dictionaries'} exists already; pass --force")
+    chosen = tuple(kinds.split(","))
+    if not set(chosen) <= set(FOLDERS):
+        raise click.UsageError(f"--kinds {kinds}; choose from {', '.join(FOLDERS)}")
+    homes = [out / "dictionaries" / FOLDERS[kind] for kind in chosen]
+    there = [str(home) for home in homes if home.exists()]
+    if there and not force:
+        raise click.UsageError(f"{', '.join(there)} exists already; pass --force")
     recipe = Recipe(target_l0=target_l0, steps=steps, seed=seed)
     started, records = time.perf_counter(), []
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         jobs = [
-            pool.submit(train_layer, out, int(layer), tuple(kinds.split(",")), recipe)
-            for layer in layers.split(",")
+            pool.submit(train_layer, out, int(layer), chosen, recipe) for layer in layers.split(",")
         ]
         for job in as_completed(jobs):
             for record in job.result():
                 records.append(record)
                 tqdm.write(f"{record['site']}: L0 {record['average_l0']:.1f}")
-    record = {
-        "command": "python -m experiments.tiny.train_dictionaries",
+    run = {
+        "command": f"python -m experiments.tiny.train_dictionaries --kinds {kinds}",
         "recipe": asdict(recipe),
         "tokens": TRAINED_ON,
         "sites": sorted(records, key=lambda record: Site.parse(record["site"])),
         "wall_seconds": round(time.perf_counter() - started),
         "torch": torch.__version__,
     }
-    text = json.dumps(record, indent=1) + "\n"
-    write_atomically(out / "dictionaries_training.json", text, overwrite=True)
+    _record(out / "dictionaries_training.json", run)
+
+
+def _record(path: Path, run: dict) -> None:
+    """Add a run to those recorded; what it trained again is struck out of the older ones."""
+    runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    again = {site["site"] for site in run["sites"]}
+    for older in runs:
+        older["sites"] = [site for site in older["sites"] if site["site"] not in again]
+    kept = [older for older in runs if older["sites"]]
+    text = json.dumps({"runs": [*kept, run]}, indent=1) + "\n"
+    write_atomically(path, text, overwrite=True)
 
 
 if __name__ == "__main__":

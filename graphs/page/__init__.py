@@ -9,7 +9,16 @@ from typing import Any
 from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, Node, TokenNode
 from graphs.graph import AttributionGraph
 from graphs.layout import LOGIT_SIZE, WORD_SIZE, Layout, layout
-from graphs.text import caption, effect_text, fit, label_lines, number, short_name, visible
+from graphs.text import (
+    caption,
+    effect_text,
+    fit,
+    label_lines,
+    number,
+    output_text,
+    short_name,
+    visible,
+)
 
 MAX_EDGES = 20_000
 KIND = {
@@ -79,10 +88,14 @@ def page_data(graph: AttributionGraph, left_out: str) -> dict[str, Any]:
         ],
         "nodes": [_node(node, graph, plan) for node in index],
         "edges": [
-            [index[s], index[t], attributes["weight"], attributes["contribution"]]
+            [index[s], index[t], *(attributes[name] for name in EDGE_NUMBERS)]
             for s, t, attributes in edges
         ],
     }
+
+
+EDGE_NUMBERS = ("weight", "contribution", "query_key")
+"""What the page knows of each edge, after its two ends."""
 
 
 def _node(node: Node, graph: AttributionGraph, plan: Layout) -> dict[str, Any]:
@@ -113,8 +126,8 @@ def _text(
         case TokenNode(pos):
             return [("word", fit(visible(graph.words[pos]).strip(), WORD_SIZE, room))]
         case LogitNode(name):
-            value = number(graph.metric_value)
-            return [("output", fit(visible(name), LOGIT_SIZE, room, bold=True)), ("number", value)]
+            value = ("number", output_text(graph, attributes))
+            return [("output", fit(visible(name), LOGIT_SIZE, room, bold=True)), value]
         case ErrorNode() | BiasNode():
             return [("name", KIND[type(node)]), effect]
     label = label_lines(attributes["label"], LABEL_SIZE, room)

@@ -8,6 +8,7 @@ const state = { selected: null, hovered: null, filter: "", sort: "effect", down:
 const incoming = nodes.map(() => []);
 const outgoing = nodes.map(() => []);
 edges.forEach((edge, i) => { outgoing[edge[0]].push(i); incoming[edge[1]].push(i); });
+const outputs = nodes.filter((node) => node.kind === "logit");
 const strongestEdge = edges.length ? Math.abs(edges[0][3]) : 1;
 const strongestEffect = Math.max(
   ...nodes.filter((node) => node.kind !== "logit").map((node) => Math.abs(node.effect)), 1e-12);
@@ -210,6 +211,8 @@ function showPanel() {
     "attributed effect": node.kind === "logit" ? null : number(node.effect),
     "measured effect": node.kind === "logit" ? null : number(node.measured),
     influence: node.kind === "logit" ? null : node.influence.toFixed(4),
+    value: node.kind === "logit" ? number(node.effect) : null,
+    "weight in the metric": node.kind === "logit" && outputs.length > 1 ? number(node.grad) : null,
   };
   for (const [name, value] of Object.entries(facts)) {
     if (value === null) continue;
@@ -231,7 +234,9 @@ function showNeighbours(title, indices, end, panel) {
     button.type = "button";
     make("span", other.name, button);
     make("b", number(edges[i][3]), button, `${signOf(edges[i][3])}-text`);
-    make("small", `direct effect ${number(edges[i][2])}${other.label ? "; " + other.label : ""}`, button);
+    const [, , weight, , queryKey] = edges[i];
+    const through = queryKey === null ? "" : `, through queries and keys ${number(queryKey)}`;
+    make("small", `direct effect ${number(weight)}${through}${other.label ? "; " + other.label : ""}`, button);
     button.addEventListener("click", () => select(edges[i][end], { scroll: true }));
   }
 }
@@ -371,6 +376,6 @@ byId("edges").value = edges.length > 1 ? Math.round(100 * Math.log(firstShown) /
 setEdges(Number(byId("edges").value));
 setZoom(Math.min(1.6, Math.max(0.85, Math.min(fitWidth(), fitHeight())))); // below that nothing can be read
 canvas.scrollTo(canvas.scrollWidth, 0); // the output is at the upper right
-takeFocus(nodes.findLastIndex((node) => node.kind === "logit"), false);
+takeFocus(nodes.indexOf(outputs[0]), false);
 drawTable();
 showPanel();

@@ -1,9 +1,13 @@
-"""Writes `fixtures/circuit_tracer.npz`: edges between transcoder latents by circuit-tracer itself.
+"""Writes what circuit-tracer itself has as edges between transcoder latents.
+
+- `fixtures/circuit_tracer.npz`: a random model with random transcoders. Their weights are rounded
+  to float16, in which they are saved, so that both sides have the same numbers.
+- `fixtures/circuit_tracer_bundled.npz`: the bundled model with the transcoders trained for it, both
+  read from their folder.
 
 Needs an environment of its own (`pip install circuit-tracer==0.5.0 torch==2.13.0`); run it from the
-root of the repository: `python tests/attribution/make_circuit_tracer_fixture.py`. Model and
-transcoders are random; their weights are rounded to float16, in which they are saved, so that both
-sides have the same numbers. circuit-tracer computes in float64.
+root of the repository: `python tests/attribution/make_circuit_tracer_fixture.py`. circuit-tracer
+computes in float64.
 """
 
 # of another environment, with other versions:
@@ -21,6 +25,7 @@ from circuit_tracer.replacement_model.replacement_model_transformerlens import (
 )
 from circuit_tracer.transcoder import SingleLayerTranscoder, TranscoderSet
 from circuit_tracer.transcoder.activation_functions import JumpReLU
+from tokenizers import Tokenizer
 from transformer_lens import HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import convert_gemma_weights
 from transformers import Gemma2Config, Gemma2ForCausalLM
@@ -50,6 +55,15 @@ CASES = {
     "jumprelu_skip": {"tokens": [6, 7, 4, 11, 8], "threshold": True, "skip": True},
 }
 LOGITS = [3, 10]
+
+BUNDLED = Path(__file__).parents[2] / "circuits" / "bundled" / "tiny"
+PROMPTS = {
+    # and what the bundled model answers; no latent is within 1e-4 of its threshold, so that in
+    # float32 the same ones are on
+    "ioi": ("when Mary and John went to the store , John gave a drink to", "Mary"),
+    "agreement": ("the doctors that the drivers greet", "remember"),
+}
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def random_model(rng: np.random.Generator) -> tuple[Gemma2ForCausalLM, dict[str, np.ndarray]]:
@@ -83,10 +97,11 @@ def as_set(layers: list[dict[str, np.ndarray]], *, threshold: bool, skip: bool) 
     made = {}
     for layer, arrays in enumerate(layers):
         t = {key: torch.from_numpy(array).double() for key, array in arrays.items()}
+        d, d_sae = t["W_enc"].shape
         switch = JumpReLU(t["threshold"], 0.1) if threshold else torch.relu
         made[layer] = SingleLayerTranscoder(
-            CONFIG["hidden_size"],
-            D_SAE,
+            d,
+            d_sae,
             switch,
             layer,
             skip_connection=skip,
@@ -105,32 +120,34 @@ def replacement_model(
     huggingface: Gemma2ForCausalLM, transcoders: TranscoderSet, first_token: int
 ) -> TransformerLensReplacementModel:
     """circuit-tracer's model; it takes the first token for a special one, as it must."""
+    of = huggingface.config
+    assert of.layer_types is not None
     config = HookedTransformerConfig(
-        d_model=CONFIG["hidden_size"],
-        d_head=CONFIG["head_dim"],
-        n_heads=CONFIG["num_attention_heads"],
-        n_key_value_heads=CONFIG["num_key_value_heads"],
-        d_mlp=CONFIG["intermediate_size"],
-        n_layers=CONFIG["num_hidden_layers"],
-        n_ctx=CONFIG["max_position_embeddings"],
-        d_vocab=CONFIG["vocab_size"],
-        eps=huggingface.config.rms_norm_eps,
+        d_model=of.hidden_size,
+        d_head=of.head_dim,
+        n_heads=of.num_attention_heads,
+        n_key_value_heads=of.num_key_value_heads,
+        d_mlp=of.intermediate_size,
+        n_layers=of.num_hidden_layers,
+        n_ctx=of.max_position_embeddings,
+        d_vocab=of.vocab_size,
+        eps=of.rms_norm_eps,
         act_fn="gelu_pytorch_tanh",
         normalization_type="RMS",
         positional_embedding_type="rotary",
         rotary_base=10000,
-        rotary_dim=CONFIG["head_dim"],
+        rotary_dim=of.head_dim,
         rotary_adjacent_pairs=False,
         use_attn_scale=True,
         use_local_attn=True,
-        window_size=CONFIG["sliding_window"],
-        attn_types=["local", "global", "local"],  # Hugging Face's order
-        attn_scores_soft_cap=huggingface.config.attn_logit_softcapping,
-        output_logits_soft_cap=huggingface.config.final_logit_softcapping,
+        window_size=of.sliding_window,
+        attn_types=["global" if kind == "full_attention" else "local" for kind in of.layer_types],
+        attn_scores_soft_cap=of.attn_logit_softcapping,
+        output_logits_soft_cap=of.final_logit_softcapping,
         gated_mlp=True,
         final_rms=True,
         use_normalization_before_and_after=True,
-        model_name="random",
+        model_name="gemma-2",
         dtype=torch.float64,
         device="cpu",
     )
@@ -145,15 +162,44 @@ def replacement_model(
     model._configure_replacement_model(transcoders)
     model.tokenizer = SimpleNamespace(
         decode=str,
-        vocab_size=CONFIG["vocab_size"],
+        vocab_size=of.vocab_size,
         all_special_ids=[first_token],
         padding_side="right",
     )
     return model
 
 
-def main() -> None:
-    torch.set_default_dtype(torch.float64)
+def trace(
+    huggingface: Gemma2ForCausalLM, transcoders: TranscoderSet, ids: list[int], logits: list[int]
+) -> dict[str, np.ndarray]:
+    """circuit-tracer's matrix of all active features, once its logits are Hugging Face's."""
+    tokens = torch.tensor(ids)
+    model = replacement_model(huggingface, transcoders, ids[0])
+    with torch.no_grad():
+        expected = huggingface(tokens[None]).logits
+    torch.testing.assert_close(model(tokens[None]), expected, rtol=1e-6, atol=1e-6)
+    graph = attribute(tokens, model, attribution_targets=torch.tensor(logits), batch_size=16)
+    matrix = graph.adjacency_matrix
+    assert len(graph.selected_features) == len(graph.active_features)
+    target, source = matrix.nonzero(as_tuple=True)
+    print(tuple(matrix.shape), len(graph.active_features), len(target))
+    return {
+        "shape": np.array(matrix.shape, dtype=np.int16),
+        "target": target.numpy().astype(np.int16),
+        "source": source.numpy().astype(np.int16),
+        "weight": matrix[target, source].numpy().astype(np.float32),
+        "features": graph.active_features.numpy().astype(np.int16),
+        "acts": graph.activation_values.detach().numpy().astype(np.float32),
+    }
+
+
+def save(name: str, saved: dict[str, np.ndarray], about: dict) -> None:
+    saved["about"] = np.array(json.dumps({"circuit_tracer": "0.5.0", **about}))
+    FIXTURES.mkdir(exist_ok=True)
+    np.savez_compressed(FIXTURES / name, **saved)  # pyright: ignore[reportArgumentType]
+
+
+def save_random() -> None:
     rng = np.random.default_rng(0)
     huggingface, weights = random_model(rng)
     layers = [random_transcoder(rng) for _ in range(CONFIG["num_hidden_layers"])]
@@ -162,27 +208,43 @@ def main() -> None:
         saved |= {f"transcoder.{layer}/{key}": array for key, array in arrays.items()}
     for name, case in CASES.items():
         transcoders = as_set(layers, threshold=case["threshold"], skip=case["skip"])
-        tokens = torch.tensor(case["tokens"])
-        model = replacement_model(huggingface, transcoders, case["tokens"][0])
-        with torch.no_grad():
-            expected = huggingface(tokens[None]).logits
-        torch.testing.assert_close(model(tokens[None]), expected, rtol=1e-6, atol=1e-6)
-        graph = attribute(tokens, model, attribution_targets=torch.tensor(LOGITS), batch_size=16)
-        matrix = graph.adjacency_matrix
-        assert len(graph.selected_features) == len(graph.active_features)
-        target, source = matrix.nonzero(as_tuple=True)
-        saved[f"{name}/shape"] = np.array(matrix.shape, dtype=np.int16)
-        saved[f"{name}/target"] = target.numpy().astype(np.int16)
-        saved[f"{name}/source"] = source.numpy().astype(np.int16)
-        saved[f"{name}/weight"] = matrix[target, source].numpy().astype(np.float32)
-        saved[f"{name}/features"] = graph.active_features.numpy().astype(np.int16)
-        saved[f"{name}/acts"] = graph.activation_values.detach().numpy().astype(np.float32)
-        print(name, tuple(matrix.shape), len(graph.active_features), len(target))
-    about = {"circuit_tracer": "0.5.0", "config": CONFIG, "cases": CASES, "logits": LOGITS}
-    saved["about"] = np.array(json.dumps(about))
-    path = Path(__file__).parent / "fixtures" / "circuit_tracer.npz"
-    path.parent.mkdir(exist_ok=True)
-    np.savez_compressed(path, **saved)  # pyright: ignore[reportArgumentType]
+        arrays = trace(huggingface, transcoders, case["tokens"], LOGITS)
+        saved |= {f"{name}/{key}": array for key, array in arrays.items()}
+    save("circuit_tracer.npz", saved, {"config": CONFIG, "cases": CASES, "logits": LOGITS})
+
+
+def bundled_transcoders(n_layers: int) -> list[dict[str, np.ndarray]]:
+    """Gemma Scope's arrays, layer by layer."""
+    layers = []
+    for layer in range(n_layers):
+        home = BUNDLED / "dictionaries" / "tiny-scope-transcoders" / f"layer_{layer}"
+        (path,) = home.rglob("params.npz")
+        layers.append(dict(np.load(path, allow_pickle=False)))
+    return layers
+
+
+def save_bundled() -> None:
+    huggingface = Gemma2ForCausalLM.from_pretrained(
+        BUNDLED / "model", attn_implementation="eager", dtype=torch.float64
+    )
+    tokenizer = Tokenizer.from_file(str(BUNDLED / "model" / "tokenizer.json"))
+    layers = bundled_transcoders(huggingface.config.num_hidden_layers)
+    transcoders = as_set(layers, threshold=True, skip=False)
+    saved, cases = {}, {}
+    for name, (text, answer) in PROMPTS.items():
+        ids, logit = tokenizer.encode(text).ids, tokenizer.token_to_id(answer)
+        assert ids[0] == huggingface.config.bos_token_id
+        assert logit is not None
+        arrays = trace(huggingface, transcoders, ids, [logit])
+        saved |= {f"{name}/{key}": array for key, array in arrays.items()}
+        cases[name] = {"tokens": ids, "logits": [logit]}
+    save("circuit_tracer_bundled.npz", saved, {"cases": cases})
+
+
+def main() -> None:
+    torch.set_default_dtype(torch.float64)
+    save_random()
+    save_bundled()
 
 
 if __name__ == "__main__":

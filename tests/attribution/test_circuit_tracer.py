@@ -1,4 +1,5 @@
-"""With the same weights and transcoders, edges equal circuit-tracer's adjacency matrix.
+"""With the same weights and transcoders, edges equal circuit-tracer's adjacency matrix: on random
+ones, and on the bundled model with the transcoders trained for it.
 
 Its conventions, and where they differ from ours:
 
@@ -20,23 +21,29 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from attribution.edges import direct_effects, local_pass
+from attribution.edges import direct_effects
+from attribution.local_pass import local_pass
+from attribution.metrics import bind
+from attribution.node_table import NodeTable
 from circuits import (
-    BiasNode,
     Dictionary,
     ErrorNode,
     LatentNode,
-    LogitNode,
     Site,
     TokenNode,
+    load,
     load_gemma,
     splice,
 )
+from circuits.active import Active
 from circuits.freeze import Freeze
 from tests.random_gemma import save_words
 
-SAVED = np.load(Path(__file__).parent / "fixtures" / "circuit_tracer.npz", allow_pickle=False)
+FIXTURES = Path(__file__).parent / "fixtures"
+SAVED = np.load(FIXTURES / "circuit_tracer.npz", allow_pickle=False)
+SAVED_BUNDLED = np.load(FIXTURES / "circuit_tracer_bundled.npz", allow_pickle=False)
 ABOUT = json.loads(str(SAVED["about"]))
+BUNDLED_CASES = json.loads(str(SAVED_BUNDLED["about"]))["cases"]
 SITES = [Site(layer, "transcoder") for layer in range(ABOUT["config"]["num_hidden_layers"])]
 
 
@@ -76,67 +83,83 @@ def centred_logit(model, token):
     return score
 
 
-def peer_matrix(name):
+def peer_matrix(saved, name):
     """circuit-tracer's matrix `[target, source]`: features, errors, tokens, logits."""
-    matrix = torch.zeros(*SAVED[f"{name}/shape"].tolist())
-    target, source = (torch.from_numpy(SAVED[f"{name}/{k}"]).long() for k in ("target", "source"))
-    matrix[target, source] = torch.from_numpy(SAVED[f"{name}/weight"])
+    matrix = torch.zeros(*saved[f"{name}/shape"].tolist())
+    target, source = (torch.from_numpy(saved[f"{name}/{k}"]).long() for k in ("target", "source"))
+    matrix[target, source] = torch.from_numpy(saved[f"{name}/weight"])
     return matrix
 
 
-def our_edges(model, ids, score):
+def peer_features(saved, name):
+    """The rows of its features, `(layer, pos, feature)` each, as our nodes."""
+    rows = saved[f"{name}/features"].tolist()
+    return [LatentNode(Site(layer, "transcoder"), latent, pos) for layer, pos, latent in rows]
+
+
+def our_edges(model, ids, logits):
     """Every node, and all edges `[target, source]`, of token ids that may begin without BOS."""
-    n_pos = ids.shape[1]
-    nodes: list = [TokenNode(pos) for pos in range(n_pos)]
-    acts = [torch.ones(n_pos)]
-    for site, trace in model.trace(ids).sites.items():
-        pairs = zip(trace.latent.tolist(), trace.pos.tolist(), strict=True)
-        nodes += [BiasNode(site), *(LatentNode(site, latent, pos) for latent, pos in pairs)]
-        nodes += [ErrorNode(site, pos) for pos in range(n_pos)]
-        acts += [torch.ones(1), trace.acts, torch.ones(n_pos)]
-    nodes.append(LogitNode("logit"))
-    acts = torch.cat([*acts, torch.ones(1)])
-    cut = local_pass(model, ids, score, Freeze(attention=True, norms=True))
-    return nodes, direct_effects(model, nodes, acts, cut).to_dense()
+    explained = [bind(centred_logit(model, token), model) for token in logits]
+    latents = {site: Active(t.pos, t.latent, t.acts) for site, t in model.trace(ids).sites.items()}
+    table = NodeTable.of(ids.shape[1], latents, tuple(map(str, logits)))
+    cut = local_pass(model, ids, explained, Freeze(attention=True, norms=True))
+    return table.nodes(), torch.from_numpy(direct_effects(model, table, cut).toarray())
 
 
-@pytest.mark.parametrize("name", list(ABOUT["cases"]))
-def test_edges_equal_circuit_tracers_adjacency_matrix(bridge, name):
-    case, peer = ABOUT["cases"][name], peer_matrix(name)
-    model = splice(bridge, {site: transcoder(site, case) for site in SITES}, name="peer")
-    ids = torch.tensor([case["tokens"]])
-    n_pos = ids.shape[1]
-    features = [
-        LatentNode(SITES[layer], latent, pos)
-        for layer, pos, latent in SAVED[f"{name}/features"].tolist()
+def check_edges(model, ids, logits, saved, name):
+    """Our activations and edges are those saved; returns our latents.
+
+    circuit-tracer has no error at the first position. Errors and tokens are sources alone.
+    """
+    features, theirs = peer_features(saved, name), peer_matrix(saved, name)
+    n, n_pos = len(features), ids.shape[1]
+    sites = model.trace(ids).sites
+    dense = {site: trace.dense() for site, trace in sites.items()}
+    acts = torch.stack([dense[f.site][f.pos, f.latent] for f in features])
+    torch.testing.assert_close(acts, torch.from_numpy(saved[f"{name}/acts"]), rtol=1e-4, atol=1e-6)
+
+    nodes, edges = our_edges(model, ids, logits)
+    place = {node: i for i, node in enumerate(nodes)}
+    sources = [
+        *features,
+        *(ErrorNode(site, pos) for site in model.sites for pos in range(n_pos)),
+        *(TokenNode(pos) for pos in range(n_pos)),
     ]
-    errors = [ErrorNode(site, pos) for site in SITES for pos in range(n_pos)]
-    sources = [*features, *errors, *(TokenNode(pos) for pos in range(n_pos))]
-    matrices = []
-    for token in ABOUT["logits"]:
-        nodes, edges = our_edges(model, ids, centred_logit(model, token))
-        place = {node: i for i, node in enumerate(nodes)}
-        matrices.append(edges[:, [place[node] for node in sources]])
-
-    latents = {node for node in nodes if isinstance(node, LatentNode)}
-    assert {node for node in latents if node.pos > 0} == set(features)
-    first_is_bos = not model.reads(ids)[0, 0]
-    assert any(node.pos == 0 for node in latents) != first_is_bos
-    acts = torch.stack([model.trace(ids).sites[f.site].dense()[f.pos, f.latent] for f in features])
-    torch.testing.assert_close(acts, torch.from_numpy(SAVED[f"{name}/acts"]), rtol=1e-4, atol=1e-6)
-
-    of_features = matrices[0][[place[node] for node in features]]
-    ours = torch.cat([of_features, torch.stack([edges[-1] for edges in matrices])])
-    n, n_logits = len(features), len(matrices)
-    theirs = torch.cat([peer[:n], peer[-n_logits:]])[:, : len(sources)]
+    targets = [*(place[node] for node in features), *range(len(nodes) - len(logits), len(nodes))]
+    ours = edges[targets][:, [place[node] for node in sources]]
+    assert not theirs[n : -len(logits)].any()
+    theirs = torch.cat([theirs[:n], theirs[-len(logits) :]])[:, : len(sources)]
     dropped = torch.tensor([isinstance(node, ErrorNode) and node.pos == 0 for node in sources])
     assert not theirs[:, dropped].any()
     assert ((ours != 0) == (theirs != 0))[:, ~dropped].all()
     torch.testing.assert_close(
         ours[:, ~dropped], theirs[:, ~dropped], rtol=1e-4, atol=1e-6 * theirs.abs().max().item()
     )
-    # no other rows: errors and tokens are sources alone
-    assert not peer[n:-n_logits].any()
+    return {node for node in nodes if isinstance(node, LatentNode)}
+
+
+@pytest.mark.parametrize("name", list(ABOUT["cases"]))
+def test_edges_equal_circuit_tracers_adjacency_matrix(bridge, name):
+    case = ABOUT["cases"][name]
+    model = splice(bridge, {site: transcoder(site, case) for site in SITES}, name="peer")
+    ids = torch.tensor([case["tokens"]])
+    latents = check_edges(model, ids, ABOUT["logits"], SAVED, name)
+    assert {node for node in latents if node.pos > 0} == set(peer_features(SAVED, name))
+    first_is_bos = not model.reads(ids)[0, 0]
+    assert any(node.pos == 0 for node in latents) != first_is_bos
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return load("tiny", sites=["transcoder"], device="cpu")
+
+
+@pytest.mark.parametrize("name", list(BUNDLED_CASES))
+def test_edges_of_the_bundled_model_equal_circuit_tracers(bundled, name):
+    case = BUNDLED_CASES[name]
+    ids = torch.tensor([case["tokens"]])
+    latents = check_edges(bundled, ids, case["logits"], SAVED_BUNDLED, name)
+    assert latents == set(peer_features(SAVED_BUNDLED, name))  # none at BOS, in both
 
 
 def test_the_fixture_has_what_it_must_tell_apart():
@@ -145,3 +168,6 @@ def test_the_fixture_has_what_it_must_tell_apart():
         features = SAVED[f"{name}/features"]
         assert set(features[:, 0].tolist()) == {0, 1, 2}
         assert len(SAVED[f"{name}/weight"]) > 1000
+    for name in BUNDLED_CASES:
+        layers = SAVED_BUNDLED[f"{name}/features"][:, 0].tolist()
+        assert min(map(layers.count, range(4))) > 20

@@ -26,6 +26,7 @@ from circuits import (
     zero_reference,
 )
 from circuits.interventions import edits
+from circuits.outputs import LAST_LOGITS
 from tests.random_gemma import TEXT, chosen_dictionaries, random_dictionaries
 
 METRIC = logit_diff("w3", "w4")
@@ -143,7 +144,7 @@ def test_the_effects_of_a_site_are_those_of_what_it_writes(some):
 
 @pytest.mark.parametrize("downstream", ["recompute", "freeze"])
 def test_attribution_does_not_change_the_metric(some, downstream):
-    value = bind(METRIC, some)(some.run(some.tokens(TEXT), last_only=True)).item()
+    value = bind(METRIC, some)(some.run(some.tokens(TEXT), output=LAST_LOGITS)).item()
     assert value == pytest.approx(bind(METRIC, some)(some(TEXT)).item(), rel=1e-6)
     assert total_effects(some, TEXT, METRIC, downstream=downstream).value == value
 

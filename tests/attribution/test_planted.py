@@ -119,7 +119,7 @@ def test_nodes_are_recovered_exactly(attribution):
 
 
 def test_edges_are_recovered_exactly(attribution):
-    contribution = attribution.edges.to_dense() * attribution.target_grads[:, None]
+    contribution = torch.from_numpy(attribution.edges.toarray()) * attribution.target_grads[:, None]
     strong = (contribution.abs() > 1e-5 * contribution.abs().max()).nonzero().tolist()
     assert {(attribution.nodes[s], attribution.nodes[t]) for t, s in strong} == EDGES
 

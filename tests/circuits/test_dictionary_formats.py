@@ -200,9 +200,8 @@ def test_every_format_says_its_site(tmp_path):
 
 def test_all_dictionaries_of_a_folder_are_found_in_the_order_of_the_sites():
     found = find_dictionaries(TINY)
-    assert list(found) == sorted(
-        Site(layer, kind) for layer in range(4) for kind in ("attn", "mlp", "resid")
-    )
+    kinds = ("attn", "transcoder", "mlp", "resid")
+    assert list(found) == [Site(layer, kind) for layer in range(4) for kind in kinds]
     assert found[Site(3, "mlp")] == NPZ
 
 

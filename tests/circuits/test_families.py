@@ -398,7 +398,7 @@ class TestAThirdFamily:
             expected = plain(ids).logits
         assert torch.equal(model.run(ids, dict.fromkeys(SITES, keep)), expected)
         assert torch.equal(frozen, expected)
-        assert attribute(model, TEXT, METRIC, max_latents=20).edges._nnz() > 0
+        assert attribute(model, TEXT, METRIC, max_latents=20).edges.nnz > 0
 
 
 def test_no_family_is_named_outside_its_file():

@@ -1,5 +1,7 @@
 """Sites are in the order of the forward pass, and every node's name parses back."""
 
+import copy
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,3 +52,14 @@ def test_sites_sort_as_the_model_passes_them():
 def test_other_text_is_refused(text):
     with pytest.raises(UserError):
         parse_node(text)
+
+
+@given(nodes, nodes)
+def test_a_node_is_the_same_key_before_and_after_its_hash_is_remembered(node, other):
+    fresh = parse_node(str(node))
+    assert hash(node) == hash(node) == hash(fresh)
+    assert node == fresh
+    assert (node == other) == (str(node) == str(other))
+    copied = copy.deepcopy(node)
+    assert copied == node
+    assert vars(copied) == vars(parse_node(str(node)))  # the hash is not copied

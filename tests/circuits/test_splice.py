@@ -10,9 +10,12 @@ from circuits import (
     KINDS,
     BiasNode,
     ErrorNode,
+    HookPoint,
     LatentNode,
+    Logits,
     Prompt,
     Site,
+    SiteInput,
     UserError,
     corrupted_reference,
     load_gemma,
@@ -24,6 +27,7 @@ from circuits import (
     zero,
     zero_reference,
 )
+from circuits.freeze import Freeze
 from tests.random_gemma import (
     TEXT,
     chosen_dictionaries,
@@ -250,6 +254,98 @@ def test_the_corrupted_reference_is_the_other_prompts_trace(model):
     value = corrupted_reference(model, prompt).value(node)
     assert value == model.trace(prompt.corrupted).sites[node.site].dense()[node.pos, node.latent]
     assert zero_reference(model, prompt).value(node) == 0
+
+
+class TestOutputs:
+    """What a pass gives back is what the whole pass computes there."""
+
+    def test_logits_at_a_position_are_those_of_the_whole(self, model):
+        ids = model.tokens(TEXTS)  # of three lengths: padded
+        whole = model.run(ids)
+        for pos in (0, 3, 10, -1, -4):
+            alone = model.run(ids, output=Logits(pos))
+            torch.testing.assert_close(alone, whole[:, pos][:, None], rtol=1e-5, atol=1e-5)
+        several = model.run(ids, output=(Logits(-1), (Logits(2), Logits(0))))
+        for found, pos in ((several[0], -1), (several[1][0], 2), (several[1][1], 0)):
+            torch.testing.assert_close(found, whole[:, pos][:, None], rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("pos", [None, 4])
+    def test_before_the_soft_cap(self, model, pos):
+        cap = model.config.final_logit_softcapping
+        before, after = model.run(
+            model.tokens(TEXTS), output=(Logits(pos, soft_capped=False), Logits(pos))
+        )
+        torch.testing.assert_close(before, cap * (after / cap).atanh(), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(before, after, atol=1e-3)
+
+    def test_what_a_site_reads(self, some):
+        ids = some.tokens(TEXTS)
+        inputs = some.activations(ids)[1]
+        found = some.run(ids, output=tuple(SiteInput(site) for site in some.sites))
+        for site, x in zip(some.sites, found, strict=True):
+            assert torch.equal(x, inputs[site])
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_what_a_hook_point_gives_is_not_yet_edited(self, model, kind):
+        site = Site(1, kind)
+        ids, name = model.tokens(TEXT), model.family.hook_point(site)
+        edit = {site: lambda acts, error: (acts * 0, error * 0)}
+        assert torch.equal(
+            model.run(ids, edit, output=SiteInput(site)), model.activations(ids)[1][site]
+        )
+        here, later = model.run(ids, edit, output=(HookPoint(name), SiteInput(Site(2, kind))))
+        assert torch.equal(here.flatten(2), model.activations(ids)[1][site])
+        assert not torch.allclose(later, model.activations(ids)[1][Site(2, kind)], atol=1e-2)
+
+    def test_watching_changes_nothing(self, model):
+        ids = model.tokens(TEXT)
+        names = [f"blocks.1.{name}" for name in (
+            "ln1.hook_in", "attn.hook_pattern", "mlp.gate.hook_out", "mlp.in.hook_out",
+        )]  # fmt: skip
+        seen = {}
+        watch = {name: lambda x, name=name: seen.__setitem__(name, x) for name in names}
+        logits = model.forward(ids, {}, watch=watch)
+        assert torch.equal(logits, model(TEXT))
+        found = model.run(ids, output=tuple(HookPoint(name) for name in names))
+        for name, x in zip(names, found, strict=True):
+            assert torch.equal(seen[name], x)
+
+    @pytest.mark.parametrize("norms", [True, False])
+    def test_the_gradient_of_what_a_transcoder_reads_obeys_the_norms(self, bridge, norms):
+        """Euler: linear in its input where the scale is held, of degree 0 where it is live."""
+        model = splice(bridge, chosen_dictionaries(["transcoder"]))
+
+        def start(x, _):
+            return x.detach().requires_grad_()
+
+        normalized, x = model.forward(
+            model.tokens(TEXT),
+            {},
+            freeze=Freeze(norms=norms),
+            embedding=start,
+            output=(SiteInput(Site(1, "transcoder")), HookPoint("blocks.1.ln2.hook_in")),
+        )
+        along = normalized[0, :, 3]  # one coordinate, at every position
+        (grad,) = torch.autograd.grad(along.sum(), x)
+        expected = along if norms else torch.zeros_like(along)
+        torch.testing.assert_close((grad * x).sum(-1)[0], expected, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("output", "message"),
+        [
+            (HookPoint("blocks.1.attn.hook_patern"), r"did you mean blocks\.1\.attn\.hook_pattern"),
+            (HookPoint("blocks.1.hook_mlp_in"), "cannot be watched"),
+            (HookPoint("blocks.1.attn.hook_hidden_states"), "does not go through"),
+            (SiteInput(Site(7, "mlp")), "no layer 7; random has layers 0-2"),
+            (Logits(11), "no position 11; the prompt has 11 tokens"),
+            ("logits", "is no output"),
+        ],
+    )
+    def test_bad_outputs_get_one_sentence(self, model, output, message):
+        ids = model.tokens(TEXT)
+        with pytest.raises(UserError, match=message):
+            model.run(ids, output=output)
+        assert torch.equal(model.run(ids), model(TEXT))  # no hook was left behind
 
 
 class TestBadInput:

@@ -3,6 +3,7 @@
 import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,7 +44,7 @@ def test_total_effects_do_not_depend_on_the_budget(model, streamed, downstream):
 def test_graphs_do_not_depend_on_the_budget(model, streamed):
     here, there = (attribute(m, TEXT, METRIC, max_latents=60) for m in (model, streamed))
     assert here.nodes == there.nodes
-    torch.testing.assert_close(here.edges.to_dense(), there.edges.to_dense())
+    np.testing.assert_allclose(here.edges.toarray(), there.edges.toarray(), rtol=1.3e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("downstream", ["recompute", "freeze", "drop"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from attribution import attribute, logit_diff
+from attribution.metrics import bind
 from circuits import (
     LatentNode,
     Prompt,
@@ -78,7 +79,7 @@ def test_keeping_all_but_one_latent_is_ablating_it(model, downstream):
     places = [i for i, node in enumerate(candidates.nodes) if node.site == last]
     kept = torch.ones(len(places), len(candidates.nodes), dtype=torch.bool)
     kept[range(len(places)), places] = False
-    score = METRIC.bind(model)
+    score = bind(METRIC, model)
     metrics = run_kept(
         model, ids, score, candidates, kept, reference,
         downstream=downstream, errors="kept", batch_size=4,
@@ -116,7 +117,7 @@ def test_a_circuit_is_a_pass_with_everything_else_set_by_hand(model, name, error
 
         return edit
 
-    score = METRIC.bind(model)
+    score = bind(METRIC, model)
     expected = score(model.run(ids, {site: by_hand(site) for site in model.sites}))
     kept = torch.tensor([[node in circuit for node in candidates.nodes]])
     got = run_kept(

@@ -7,19 +7,22 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from circuits import load
 from circuits.gemma_scope import dictionaries_from_folder
 from circuits.sites import KINDS, Site
 from experiments.tasks import TASKS
 from experiments.tiny.activations import batches, collect, hooked, reads, sites
 from experiments.tiny.jumprelu import Recipe, fit
-from experiments.tiny.language import build_tokenizer, encode, token_ids
+from experiments.tiny.language import PAD, build_tokenizer, encode, token_ids
 from experiments.tiny.muon import orthogonal
-from experiments.tiny.quality import site_quality, spliced
+from experiments.tiny.quality import site_quality, spliced, zeroed
 from experiments.tiny.success import task_success
 from experiments.tiny.train_dictionaries import load_model
 from experiments.tiny.train_model import BUNDLED, Settings, build, training
 
-ALL_SITES = [Site(layer, kind) for layer in range(4) for kind in KINDS]
+AUTOENCODERS = [Site(layer, kind) for layer in range(4) for kind in KINDS]
+TRANSCODERS = [Site(layer, "transcoder") for layer in range(4)]
+ALL_SITES = [*AUTOENCODERS, *TRANSCODERS]
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +32,14 @@ def model():
 
 @pytest.fixture(scope="module")
 def dictionaries():
-    return dictionaries_from_folder(BUNDLED / "dictionaries", width="1k")
+    folder = BUNDLED / "dictionaries"
+    transcoders = dictionaries_from_folder(folder, sites=["transcoder"], width="1k")
+    return {**dictionaries_from_folder(folder, width="1k"), **transcoders}
 
 
 @pytest.fixture(scope="module")
 def activations(model):
-    return collect(model, sites(model), n_tokens=20_000, seed=77, split="heldout")
+    return collect(model, tuple(ALL_SITES), n_tokens=20_000, seed=77, split="heldout")
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +117,7 @@ def test_dictionaries_lie_as_gemma_scope_lays_them_out(dictionaries):
 
 
 def test_all_weights_together_are_small():
-    assert sum(p.stat().st_size for p in BUNDLED.rglob("*") if p.is_file()) <= 20e6
+    assert sum(p.stat().st_size for p in BUNDLED.rglob("*") if p.is_file()) <= 22e6
 
 
 def test_example_texts_are_in_the_language():
@@ -127,34 +132,66 @@ def test_hooks_see_what_the_layer_writes(model):
     here = reads(ids)
     with torch.no_grad():
         plain = model(input_ids=ids).logits
-        for site in sites(model):
-            with hooked(model, {site: lambda x: x.clone()}):
+        for site in sites(model, (*KINDS, "transcoder")):
+            with hooked(model, {site: lambda read, written: written.clone()}):
                 assert torch.equal(model(input_ids=ids).logits, plain)
-            with hooked(model, {site: lambda x: torch.where(here[..., None], 0.0, x)}):
+            with hooked(model, {site: zeroed(here)}):
                 assert not torch.equal(model(input_ids=ids).logits, plain)
+
+
+@pytest.mark.parametrize("kinds", [KINDS, ("attn", "transcoder", "resid")], ids=" ".join)
+def test_hooks_see_what_the_splice_sees(model, kinds):
+    """What a site reads and what is written there, by two implementations."""
+    spliced_model = load("tiny", sites=kinds, device="cpu")
+    ids = encode(["the tall farmers greet the aunt .", "when Mary met Amy"])
+    _, read, written = spliced_model.activations(ids)
+    seen = {}
+
+    def keeper(site):
+        def keep(*activations):
+            seen[site] = activations
+            return activations[1]
+
+        return keep
+
+    with torch.no_grad(), hooked(model, {site: keeper(site) for site in spliced_model.sites}):
+        model(input_ids=ids)
+    assert list(spliced_model.sites) == list(sites(model, kinds))
+    padded = ids == token_ids()[PAD]
+    for site in spliced_model.sites:
+        for ours, theirs in zip(seen[site], (read[site], written[site]), strict=True):
+            torch.testing.assert_close(ours[~padded], theirs[~padded], rtol=1e-5, atol=1e-5)
 
 
 def test_a_spliced_dictionary_leaves_bos_alone(model, dictionaries):
     ids = encode(["the tall farmers"])
     here = reads(ids)
     assert here.tolist() == [[False, True, True, True]]
-    x = torch.randn(1, 4, 128)
-    out = spliced(dictionaries[Site(0, "mlp")], here)(x)
-    assert torch.equal(out[0, 0], x[0, 0])
-    assert not torch.equal(out[0, 1], x[0, 1])
+    read, written = torch.randn(1, 4, 128), torch.randn(1, 4, 128)
+    out = spliced(dictionaries[Site(0, "mlp")], here)(read, written)
+    assert torch.equal(out[0, 0], written[0, 0])
+    dictionary = dictionaries[Site(0, "mlp")]
+    torch.testing.assert_close(out[0, 1:], dictionary.decode(dictionary.encode(read[0, 1:])))
 
 
-def test_a_dictionary_finds_planted_directions():
-    """Activations that are sparse sums of 24 directions: most of their variance is explained."""
+@pytest.mark.parametrize("kind", ["autoencoder", "transcoder"])
+def test_a_dictionary_finds_planted_directions(kind):
+    """Activations that are sparse sums of 24 directions: most of their variance is explained.
+
+    A transcoder reads them and writes the same sums of 24 others, at another scale.
+    """
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(24, 32, generator=generator), dim=1)
     on = torch.rand(4000, 24, generator=generator) < 0.1
-    x = 7 * (on * (1 + torch.rand(4000, 24, generator=generator))) @ directions
+    acts = on * (1 + torch.rand(4000, 24, generator=generator))
+    others = torch.nn.functional.normalize(torch.randn(24, 32, generator=generator), dim=1)
+    read = 7 * acts @ directions
+    written = read if kind == "autoencoder" else 0.3 * acts @ others
     recipe = Recipe(d_sae=64, target_l0=3.0, steps=400, batch=512, warmup=100)
-    *_, (_, l0, dictionary) = fit(x, recipe)
+    *_, (_, l0, dictionary) = fit(read, written, recipe)
     assert dictionary is not None
-    left = (x - dictionary.decode(dictionary.encode(x))).square().sum()
-    assert left / (x - x.mean(0)).square().sum() < 0.1
+    left = (written - dictionary.decode(dictionary.encode(read))).square().sum()
+    assert left / (written - written.mean(0)).square().sum() < 0.1
     assert l0 < 6
 
 

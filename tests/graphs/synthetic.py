@@ -6,13 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import networkx as nx
+import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from attribution import Attribution
 from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, Node, TokenNode
 from circuits.sites import KINDS, Site
 from graphs import AttributionGraph
+
+THREE = (("Mary", 0.6), ("John", 0.25), ("he", -0.1))
+"""Three outputs with their weights."""
 
 TEXT = "<bos> when Mary and John went to the store , John gave a big drink to the man and"
 
@@ -28,15 +33,16 @@ def attribution(
 ) -> Attribution:
     """An attribution with `edges` `{(source index, target index): weight}`."""
     n = len(nodes)
-    indices = torch.tensor([[t for _, t in edges], [s for s, _ in edges]], dtype=torch.long)
-    matrix = torch.sparse_coo_tensor(
-        indices, torch.tensor(list(edges.values())), (n, n), check_invariants=True
-    )
+    sources, targets = zip(*edges, strict=True) if edges else ((), ())
+    matrix = sparse.coo_array(
+        (np.array(list(edges.values()), np.float32), (targets, sources)), shape=(n, n)
+    ).tocsr()
     return Attribution(
         nodes=tuple(nodes),
         acts=torch.ones(n) if acts is None else acts,
         effects=torch.zeros(n) if effects is None else effects,
         edges=matrix,
+        query_key=None,
         target_grads=torch.ones(n) if grads is None else grads,
         metric_value=3.25,
         words=tuple(words),
@@ -67,8 +73,12 @@ def random_attribution(
     n_words: int = 20,
     density: float = 0.5,
     kinds: Sequence[str] = KINDS,
+    outputs: Sequence[tuple[str, float]] = (("Mary - John", 1.0),),
 ) -> Attribution:
-    """Latents at random places, an error at every site and position, a bias at every site."""
+    """Latents at random places, an error at every site and position, a bias at every site.
+
+    `outputs` are the logit nodes' names and weights.
+    """
     generator = torch.Generator().manual_seed(seed)
     words = [TEXT.split()[i % len(TEXT.split())] for i in range(n_words)]
     sites = [Site(layer, kind) for layer in range(n_layers) for kind in kinds]
@@ -84,7 +94,7 @@ def random_attribution(
         nodes.append(BiasNode(site))
         nodes += sorted((x for x in latents if x.site == site), key=lambda x: (x.pos, x.latent))
         nodes += [ErrorNode(site, i) for i in range(n_words)]
-    nodes.append(LogitNode("Mary - John"))
+    nodes += [LogitNode(name) for name, _ in outputs]
     n = len(nodes)
 
     allowed = torch.zeros(n, n, dtype=torch.bool)
@@ -96,10 +106,10 @@ def random_attribution(
     kept = allowed & (torch.rand(n, n, generator=generator) < density)
     effects = torch.randn(n, generator=generator) ** 3
     grads = torch.randn(n, generator=generator)
-    grads[-1] = 1.0
+    grads[-len(outputs) :] = torch.tensor([weight for _, weight in outputs])
     acts = torch.rand(n, generator=generator) * 5 + 0.1
     made = attribution(nodes, {}, words=words, acts=acts, effects=effects, grads=grads)
-    return dataclasses.replace(made, edges=(weights * kept).to_sparse_coo())
+    return dataclasses.replace(made, edges=sparse.csr_array((weights * kept).numpy()))
 
 
 @functools.cache

@@ -130,6 +130,20 @@ def test_damage_is_noticed(tmp_path, edit):
 
 
 def test_another_schema_is_refused(tmp_path):
-    path = change(tmp_path, lambda content: content.__setitem__("schema", 2))
-    with pytest.raises(UserError, match="has schema 2 and this version reads schema 1"):
+    path = change(tmp_path, lambda content: content.__setitem__("schema", 3))
+    with pytest.raises(UserError, match="has schema 3 and this version reads schemas 1 to 2"):
         AttributionGraph.load(path)
+
+
+def test_a_file_of_the_first_schema_has_its_gradients_in_its_edges(tmp_path):
+    def as_first(content):
+        content["schema"] = 1
+        content["nodes"].pop("grad")
+
+    graph = small()
+    old = AttributionGraph.load(change(tmp_path, as_first))
+    assert list(old.digraph.edges(data=True)) == list(graph.digraph.edges(data=True))
+    for node, attributes in graph.digraph.nodes(data=True):
+        has_inputs = graph.digraph.in_degree(node) or isinstance(node, LogitNode)
+        grad = pytest.approx(attributes["grad"], rel=1e-15) if has_inputs else 0.0
+        assert old.digraph.nodes[node] == {**attributes, "grad": grad}

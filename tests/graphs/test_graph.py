@@ -1,14 +1,15 @@
 import dataclasses
 
 import networkx as nx
+import numpy as np
 import pytest
 import torch
 
 from circuits.errors import UserError
 from circuits.nodes import LatentNode, LogitNode, TokenNode
 from circuits.sites import Site
-from graphs import AttributionGraph
-from tests.graphs.synthetic import attribution, random_attribution, random_graph
+from graphs import AttributionGraph, prune
+from tests.graphs.synthetic import THREE, attribution, random_attribution, random_graph
 
 SITE = Site(0, "mlp")
 NODES = [TokenNode(0), TokenNode(1), LatentNode(SITE, 5, 1), LatentNode(SITE, 7, 1), LogitNode("a")]
@@ -28,6 +29,7 @@ def test_nodes_and_edges_carry_the_attributions_numbers():
     assert latent == {
         "act": 4.0,
         "effect": -3.0,
+        "grad": 0.25,
         "influence": 1.0,
         "label": None,
         "measured": None,
@@ -49,7 +51,7 @@ def test_every_edge_of_a_large_attribution_arrives():
     index = {node: i for i, node in enumerate(made.nodes)}
     for source, target, weight in graph.digraph.edges(data="weight"):
         dense[index[target], index[source]] = weight
-    torch.testing.assert_close(dense, made.edges.to_dense(), rtol=0, atol=0)
+    np.testing.assert_array_equal(dense.numpy(), made.edges.toarray())
 
 
 def test_latents_come_strongest_first():
@@ -79,10 +81,21 @@ def test_repr_counts():
     )
 
 
-@pytest.mark.parametrize("field", ["acts", "effects", "edges"])
-def test_nan_is_refused(field):
+def test_contributions_are_shares_of_the_metric_by_every_output():
+    made = random_attribution(3, n_layers=2, n_latents=20, n_words=4, outputs=THREE)
+    digraph = AttributionGraph.from_attribution(made).digraph
+    assert [digraph.nodes[LogitNode(name)]["grad"] for name, _ in THREE] == pytest.approx(
+        [weight for _, weight in THREE]
+    )
+    assert any(isinstance(target, LogitNode) for _, target in digraph.edges)
+    for _, target, edge in digraph.edges(data=True):
+        assert edge["contribution"] == edge["weight"] * digraph.nodes[target]["grad"]
+
+
+@pytest.mark.parametrize("build", [AttributionGraph.from_attribution, prune])
+@pytest.mark.parametrize("field", ["acts", "effects", "edges", "target_grads"])
+def test_nan_is_refused(field, build):
     made = random_attribution(0, n_layers=1, n_latents=5, n_words=3)
-    values = getattr(made, field)
-    bad = values * float("nan") if field != "edges" else (values.to_dense() / 0).to_sparse_coo()
+    bad = getattr(made, field) * float("nan")
     with pytest.raises(UserError, match=f"the attribution's {field} hold a NaN or an infinity"):
-        AttributionGraph.from_attribution(dataclasses.replace(made, **{field: bad}))
+        build(dataclasses.replace(made, **{field: bad}))

@@ -1,11 +1,11 @@
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 
 from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, TokenNode
-from graphs import prune
+from graphs import AttributionGraph, prune
 from graphs.layout import layout
-from tests.graphs.synthetic import random_graph
+from tests.graphs.synthetic import random_attribution, random_graph
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +68,16 @@ def test_a_fuller_column_is_wider():
     assert full
     assert bare
     assert min(full) > max(bare)
+
+
+def test_outputs_stand_in_one_line_by_weight_that_ends_above_the_last_token():
+    several = tuple((f"word {i}", 0.5 / (i + 1)) for i in range(8))
+    for n_words in (2, 20):
+        made = random_attribution(0, n_latents=30, n_words=n_words, outputs=several)
+        places = layout(AttributionGraph.from_attribution(made))
+        boxes = [places.boxes[LogitNode(name)] for name, _ in several]
+        assert [box.x for box in boxes] == sorted(box.x for box in boxes)
+        assert len({box.y for box in boxes}) == 1
+        assert all(a.x + a.width / 2 < b.x - b.width / 2 for a, b in pairwise(boxes))
+        assert boxes[-1].x + boxes[-1].width / 2 < places.columns[-1].end == places.width
+        assert boxes[0].x - boxes[0].width / 2 > places.columns[0].start

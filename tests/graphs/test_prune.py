@@ -1,28 +1,79 @@
 from itertools import pairwise
 
+import networkx as nx
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
 
 from circuits.errors import UserError
-from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, TokenNode
+from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, Node, TokenNode
 from circuits.sites import Site
 from graphs import AttributionGraph, influence, prune
-from graphs.prune import prune_matrix
-from tests.graphs.synthetic import attribution, random_graph
-from tests.graphs.test_influence import PEER, peer_matrix
+from graphs.prune import connected, prune_adjacency
+from tests.graphs.synthetic import THREE, attribution, random_attribution, random_graph
+from tests.graphs.test_influence import PEER, peer_arrays
 
 
 @pytest.mark.parametrize("case", PEER["cases"], ids=["one logit", "three logits"])
 @pytest.mark.parametrize("which", range(3))
 def test_the_same_nodes_and_edges_stay_as_in_circuit_tracer(case, which):
-    nodes, matrix, weights = peer_matrix(case)
-    theirs = case["pruned"][which]
-    kept, edges = prune_matrix(
-        matrix, weights, nodes, theirs["keep_influence"], theirs["keep_edges"]
-    )
-    assert {str(n) for n, keep in zip(nodes, kept, strict=True) if keep} == set(theirs["nodes"])
-    targets, sources = edges.nonzero()
-    pairs = {(str(nodes[s]), str(nodes[t])) for s, t in zip(sources, targets, strict=True)}
+    peer, theirs = peer_arrays(case), case["pruned"][which]
+    part = prune_adjacency(peer, theirs["keep_influence"], theirs["keep_edges"])
+    names = [str(peer.nodes[i]) for i in part.kept]
+    assert set(names) == set(theirs["nodes"])
+    targets, sources = part.edges.nonzero()
+    pairs = {(names[s], names[t]) for s, t in zip(sources, targets, strict=True)}
     assert pairs == {tuple(pair) for pair in theirs["edges"]}
+
+
+@pytest.mark.parametrize("shares", [(0.8, 0.98), (0.4, 0.7), (1, 1), (0, 0)])
+@pytest.mark.parametrize("outputs", [(("Mary", 1.0),), THREE], ids=["one logit", "three logits"])
+def test_pruning_before_networkx_is_pruning_after(shares, outputs):
+    made = random_attribution(5, n_layers=3, n_latents=60, n_words=8, outputs=outputs)
+    shares = dict(zip(("keep_influence", "keep_edges"), shares, strict=True))
+    slow = prune(AttributionGraph.from_attribution(made), **shares)
+    fast = prune(made, **shares)
+    # in the same order too, in both directions, and to the last digit
+    assert list(fast.digraph.nodes(data=True)) == list(slow.digraph.nodes(data=True))
+    assert list(fast.digraph.edges(data=True)) == list(slow.digraph.edges(data=True))
+    assert list(fast.digraph.in_edges) == list(slow.digraph.in_edges)
+    assert fast.provenance == slow.provenance
+    assert (fast.words, fast.metric_value) == (slow.words, slow.metric_value)
+
+
+def test_an_attribution_is_left_as_it_was():
+    made = random_attribution(5, n_layers=2, n_latents=30, n_words=5)
+    before = made.edges.copy()
+    prune(made)
+    assert (made.edges != before).nnz == 0
+    assert "pruned" not in made.provenance
+
+
+@settings(max_examples=50)
+@given(density=st.floats(0.05, 0.4), seed=st.integers(0, 2**32 - 1))
+def test_what_lies_on_paths_is_what_taking_loose_ends_one_by_one_leaves(density, seed):
+    rng = np.random.default_rng(seed)
+    nodes: list[Node] = [TokenNode(0), TokenNode(1), ErrorNode(Site(0, "attn"), 1)]
+    nodes += [LatentNode(Site(i, "mlp"), 0, 1) for i in range(9)] + [LogitNode("a"), LogitNode("b")]
+    n = len(nodes)
+    dense = np.tril(rng.standard_normal((n, n)) * (rng.random((n, n)) < density), -1)
+    dense[:3] = dense[-1, -2] = 0  # nothing reaches tokens and errors, no logit another
+    always = np.array([isinstance(node, TokenNode | LogitNode) for node in nodes])
+    needs_input = np.array([isinstance(node, LatentNode) for node in nodes])
+    found = connected(sparse.csr_array(dense), ~needs_input, always) | always
+
+    graph = nx.DiGraph([(nodes[s], nodes[t]) for t, s in zip(*dense.nonzero(), strict=True)])
+    graph.add_nodes_from(nodes)
+    while ends := [node for node in graph if is_loose(node, graph)]:
+        graph.remove_node(ends[0])
+    assert {node for node, keep in zip(nodes, found, strict=True) if keep} == set(graph)
+
+
+def is_loose(node: Node, graph: nx.DiGraph) -> bool:
+    ends = not isinstance(node, TokenNode | LogitNode) and graph.out_degree(node) == 0
+    return ends or (isinstance(node, LatentNode) and graph.in_degree(node) == 0)
 
 
 def test_more_influence_never_loses_a_node():

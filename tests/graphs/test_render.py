@@ -13,8 +13,15 @@ from circuits.nodes import ErrorNode, LatentNode, LogitNode, TokenNode
 from circuits.sites import Site
 from graphs import AttributionGraph, prune, render
 from graphs.engine import draw
-from graphs.text import visible
-from tests.graphs.synthetic import TEXT, attribution, random_graph, with_attributes
+from graphs.text import number, visible
+from tests.graphs.synthetic import (
+    TEXT,
+    THREE,
+    attribution,
+    random_attribution,
+    random_graph,
+    with_attributes,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = [
@@ -101,6 +108,24 @@ def test_the_picture_says_what_the_graph_says(tmp_path, circuit):
     caption = " ".join(texts)
     for part in ("synthetic", "logit diff Mary - John", "downstream recompute", "norms frozen"):
         assert part in caption
+
+
+def test_several_outputs_show_their_weights_and_one_the_metrics_value(tmp_path, circuit):
+    made = random_attribution(0, n_layers=2, n_latents=20, n_words=5, outputs=THREE)
+    several = prune(made)
+    texts = svg_texts(render(several, tmp_path / "three.svg"))
+    nodes = page_nodes(render(several, tmp_path / "three.html"))
+    for name, weight in THREE:
+        assert f"weight {number(weight)}" in texts
+        assert nodes[f"logit/{name}"]["grad"] == pytest.approx(weight)
+        assert nodes[f"logit/{name}"]["text"][1] == ["number", f"weight {number(weight)}"]
+    one = page_nodes(render(circuit, tmp_path / "one.html"))["logit/Mary - John"]
+    assert one["text"][1] == ["number", "+3.25"]
+
+
+def page_nodes(path) -> dict[str, dict[str, Any]]:
+    """What the page knows of each node, by its name."""
+    return {node["name"]: node for node in json.loads(Page(path.read_text()).data)["nodes"]}
 
 
 def test_hostile_texts_are_shown_as_they_are(tmp_path, hostile):

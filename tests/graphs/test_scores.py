@@ -6,19 +6,21 @@ import pytest
 from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, TokenNode
 from circuits.sites import Site
 from graphs import AttributionGraph, completeness_score, replacement_score
-from tests.graphs.synthetic import attribution, random_graph
-from tests.graphs.test_influence import PEER, peer_matrix
+from tests.graphs.synthetic import attribution, random_attribution
+from tests.graphs.test_influence import PEER, peer_arrays
 
 SITE = Site(0, "mlp")
 
 
-def test_both_scores_are_circuit_tracers():
-    case = PEER["cases"][0]
-    nodes, matrix, _ = peer_matrix(case)
+@pytest.mark.parametrize("case", PEER["cases"], ids=["one logit", "three logits"])
+def test_both_scores_are_circuit_tracers(case):
+    peer = peer_arrays(case)
     digraph = nx.DiGraph()
-    digraph.add_nodes_from(nodes)
-    for target, source in zip(*matrix.nonzero(), strict=True):
-        digraph.add_edge(nodes[source], nodes[target], weight=float(matrix[target, source]))
+    for node, weight in zip(peer.nodes, peer.weights.tolist(), strict=True):
+        digraph.add_node(node, grad=weight)
+    for target, source in zip(*peer.matrix.nonzero(), strict=True):
+        weight = float(peer.matrix[target, source])
+        digraph.add_edge(peer.nodes[source], peer.nodes[target], weight=weight)
     graph = AttributionGraph(digraph, (), 0.0, {})
     assert replacement_score(graph) == pytest.approx(case["replacement_score"], rel=1e-12)
     assert completeness_score(graph) == pytest.approx(case["completeness_score"], rel=1e-12)
@@ -43,10 +45,13 @@ def test_without_errors_both_are_one_and_biases_do_not_count_against_them():
     assert completeness_score(graph) == 1.0
 
 
-def test_scores_are_shares():
-    graph = random_graph(0)
+def test_scores_are_shares_and_need_no_graph():
+    made = random_attribution(0)
+    graph = AttributionGraph.from_attribution(made)
     assert 0 < replacement_score(graph) < 1
     assert 0 < completeness_score(graph) < 1
+    assert replacement_score(made) == replacement_score(graph)
+    assert completeness_score(made) == completeness_score(graph)
 
 
 def test_no_path_no_replacement_score():

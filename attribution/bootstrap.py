@@ -1,0 +1,124 @@
+"""Bootstrap intervals of means, from rows that are seen once, one after the other.
+
+Every replicate resamples whole rows with replacement: a row is a prompt, and what its numbers
+share stays together. How often each of `n` rows is drawn is multinomial; one row at a time, that is
+
+    w_i ~ Binomial(n - w_1 - ... - w_{i-1}, 1 / (n - i + 1))
+
+so that only the replicates' running sums are kept, never the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sized
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from circuits import UserError
+
+BLOCK = 64
+"""Rows, or columns, that are handled at a time."""
+
+Array = NDArray[np.float64]
+
+
+class MeanBootstrap:
+    """Replicates of the mean of `n_rows` rows of `n_columns` numbers.
+
+    Memory is `8 n_bootstrap n_columns` bytes, whatever the number of rows. The draws depend on
+    `n_rows` and `seed` alone: columns that are given apart have the same ones.
+
+    Raises:
+        UserError: fewer than 100 replicates.
+    """
+
+    def __init__(
+        self, n_rows: int, n_columns: int, *, n_bootstrap: int = 1000, seed: int = 0
+    ) -> None:
+        check_n_bootstrap(n_bootstrap)
+        self.n_rows = n_rows
+        self._rng = np.random.default_rng(seed)
+        self._left = np.full(n_bootstrap, n_rows)  # draws that later rows will get
+        self._sums = np.zeros((n_bootstrap, n_columns))
+        self._block: list[tuple[NDArray[np.int64], Array]] = []
+        self._n_seen = 0
+
+    def add(self, row: ArrayLike) -> None:
+        """One more row, `[n_columns]`."""
+        assert self._n_seen < self.n_rows, f"more than {self.n_rows} rows"
+        drawn = self._rng.binomial(self._left, 1 / (self.n_rows - self._n_seen))
+        self._left -= drawn
+        self._n_seen += 1
+        self._block.append((drawn, np.array(row, dtype=np.float64)))
+        if len(self._block) == BLOCK:
+            self._flush()
+
+    def interval(self, level: float = 0.95) -> tuple[Array, Array]:
+        """Low and high ends `[n_columns]` of the mean's interval, after all rows; NaN for one row.
+
+        The percentile interval, with its tails widened to those of Student's t: for few rows the
+        plain one is too narrow by `sqrt((n - 1) / n)` and by taking t for normal ("expanded
+        percentile interval", Hesterberg 2015, arXiv 1411.5279). Of 5, 8 and 30 normal numbers the
+        95 % interval holds the mean in 92, 94 and 95 % of samples; of skewed ones, less often.
+        """
+        if not 0 < level < 1:
+            raise UserError(f"level={level}; give a share between 0 and 1, such as 0.95")
+        assert self._n_seen == self.n_rows, f"{self._n_seen} of {self.n_rows} rows"
+        self._flush()
+        n, n_columns = self.n_rows, self._sums.shape[1]
+        low, high = np.full((2, n_columns), np.nan)
+        if n < 2:
+            return low, high
+        t = stats.t.ppf((1 + level) / 2, n - 1)
+        tail = stats.norm.cdf(-np.sqrt(n / (n - 1)) * t)
+        for start in range(0, n_columns, BLOCK):  # quantiles sort a copy
+            part = slice(start, start + BLOCK)
+            low[part], high[part] = np.quantile(self._sums[:, part] / n, (tail, 1 - tail), axis=0)
+        return low, high
+
+    def _flush(self) -> None:
+        if self._block:
+            drawn, rows = (np.stack(x) for x in zip(*self._block, strict=True))
+            self._sums += drawn.T.astype(np.float64) @ rows
+            self._block.clear()
+
+
+def bootstrap_mean(
+    rows: Iterable[ArrayLike],
+    n_rows: int | None = None,
+    *,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[Array, Array]:
+    """Low and high ends `[k]` of an interval of the mean of `rows`; see `MeanBootstrap`.
+
+    Args:
+        rows: An array `[n, k]`, or `n_rows` rows `[k]` one after the other.
+        n_rows: How many they are, where `rows` does not know.
+        n_bootstrap: Replicates.
+        seed: Of the draws: the same one gives the same interval.
+        level: Of the interval.
+
+    Raises:
+        UserError: no rows, fewer than 100 replicates, or a level that is no share.
+    """
+    n_rows = len(rows) if n_rows is None and isinstance(rows, Sized) else n_rows
+    assert n_rows is not None, "rows without a length need n_rows"
+    bootstrap = None
+    for row in rows:
+        row = np.asarray(row, dtype=np.float64)
+        if bootstrap is None:
+            bootstrap = MeanBootstrap(n_rows, len(row), n_bootstrap=n_bootstrap, seed=seed)
+        bootstrap.add(row)
+    if bootstrap is None:
+        raise UserError("a mean of no rows; give at least one")
+    return bootstrap.interval(level)
+
+
+def check_n_bootstrap(n_bootstrap: int) -> None:
+    """Refuse too few replicates to say where an interval ends."""
+    if n_bootstrap < 100:
+        raise UserError(f"n_bootstrap={n_bootstrap}; an interval needs at least 100 replicates")
