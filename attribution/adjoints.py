@@ -83,6 +83,16 @@ class NormMap:
             values -= along * x
         return grad.map(values)
 
+    def forward(self, change: Tensor, at: Tensor | slice) -> Tensor:
+        """What the norm makes of a change `[pos, ..., d]` of its input at the positions `at`."""
+        middle = (1,) * (change.ndim - 2)
+        scale = self.scale[at].view(-1, *middle, 1)
+        if self.x is not None:
+            x = self.x[at].view(-1, *middle, change.shape[-1])
+            along = (change * x).sum(-1, keepdim=True) * scale.square() / x.shape[-1]
+            change = change - along * x
+        return change * scale * self.gain
+
 
 @dataclass(frozen=True, eq=False)
 class AttentionMap:
@@ -104,6 +114,17 @@ class AttentionMap:
     def of(cls, pattern: Tensor, W_V: Tensor, W_O: Tensor) -> AttentionMap:
         reached = (pattern != 0).any(0)  # no attention beyond a window
         return cls(pattern, W_V, W_O, reached.to(torch.uint8).argmax(-1).cpu())
+
+    def forward(self, change: Tensor) -> Tensor:
+        """What each position's change `[pos, d_model]` of the input alone writes at each query.
+
+        `[query, key, d_model]`: zero where the query does not attend.
+        """
+        n_heads, n_pos = len(self.pattern), len(change)
+        values = (change @ self.W_V.T.float()).view(n_pos, -1, self.W_O.shape[1] // n_heads)
+        values = values.repeat_interleave(n_heads // values.shape[1], 1)  # [key, head, d_head]
+        weighted = self.pattern.permute(1, 2, 0)[..., None].float() * values
+        return weighted.flatten(2) @ self.W_O.T.float()
 
     def to_heads(self, grad: Adjoint) -> Adjoint:
         """From what is written, `d_model`, to the heads' outputs, `n_heads * d_head`."""

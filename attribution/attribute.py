@@ -1,8 +1,9 @@
 """From a prompt to scored nodes and edges.
 
 1. *Total effects*: gradient x activation of every active latent, error, bias and token.
-2. *Choice*: the `max_latents` latents with the largest effects; the rest stays in its error node.
-3. *Direct effects* between the chosen nodes, from tokens to the metric.
+2. *Choice*: the `max_latents` latents with the largest effects, or those that influence the output
+   most; the rest stays in its error node.
+3. *Direct effects* between the chosen nodes, from tokens to what is explained.
 4. *Record* of everything the numbers depend on.
 """
 
@@ -17,8 +18,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from attribution.choice import given, strongest
-from attribution.edges import WORKING_MEMORY, direct_effects
+from attribution.choice import given, influential, strongest, within
+from attribution.edges import WORKING_MEMORY, Stretches, direct_effects
 from attribution.effects import Effects, total_effects
 from attribution.local_pass import local_pass
 from attribution.metrics import Metric, Score, Targets, bind_all
@@ -77,6 +78,7 @@ def attribute(
     *,
     max_latents: int | None = 400,
     latents: Sequence[LatentNode] | None = None,
+    choose: str = "effect",
     downstream: str = "recompute",
     attention: str = "frozen",
     norms: str = "frozen",
@@ -98,9 +100,12 @@ def attribute(
         prompt: One text.
         metric: What the graph explains: `logit_diff(prompt)`, `top_logits(model, prompt)`, a
             latent, an attention score, or a function of the logits.
-        max_latents: How many latents become nodes, by the size of their effect; None for all.
+        max_latents: How many latents become nodes; None for all that are active.
         latents: Exactly these become nodes, as far as they are active on the prompt, whatever
             `max_latents`.
+        choose: Which `max_latents` they are: those with the largest total `effect`, or those with
+            the most `influence` on the output through the edges, found step by step (as
+            circuit-tracer does; it keeps the edges from all active latents in memory meanwhile).
         downstream: Convention of the effects: `recompute` or `freeze`.
         attention: Attention patterns in the edges: `frozen` or `live`.
         norms: Norm scales in the edges: `frozen` or `live`.
@@ -113,7 +118,7 @@ def attribute(
     Raises:
         UserError: an option that does not exist, or a metric that gives no gradient.
     """
-    _check(prompt, metric, max_latents)
+    _check(prompt, metric, max_latents, choose)
     budget = WORKING_MEMORY if memory is None else parse_bytes(memory)
     freeze = Freeze.of(attention=attention, norms=norms, mlp=mlp)
     ids = model.tokens(prompt)
@@ -125,12 +130,22 @@ def attribute(
         reference=reference,
         freeze=LIVE if downstream == "recompute" else freeze,
     )
-    chosen = strongest(effects, max_latents) if latents is None else given(effects, latents)
     explained, weights = bind_all(metric, model)
     names = [one.name for one in metric.metrics] if isinstance(metric, Targets) else None
-    table = node_table(effects, chosen, names or [effects.metric])
     cut = local_pass(model, ids, explained, freeze)
-    edges = direct_effects(model, table, cut, memory=budget)
+    searched = choose == "influence" and max_latents is not None and latents is None
+    chosen = strongest(effects, None if searched else max_latents)
+    if latents is not None:
+        chosen = given(effects, latents)
+    table = node_table(effects, chosen, names or [effects.metric])
+    if searched:
+        assert max_latents is not None
+        found = influential(Stretches.of(model, table, cut, budget), weights, max_latents)
+        every, chosen = table, within(chosen, found.chosen)
+        table = node_table(effects, chosen, names or [effects.metric])
+        edges = found.fold(every, table)
+    else:
+        edges = direct_effects(model, table, cut, memory=budget)
     query_key = None
     if not freeze.attention:  # what is left of the edges once patterns are held
         held = local_pass(model, ids, explained, replace(freeze, attention=True))
@@ -143,6 +158,7 @@ def attribute(
         "norms": norms,
         "edges": EDGES[mlp],
         "max_latents": max_latents if latents is None else len(latents),
+        "choose": "given" if latents is not None else choose,
         "latents_active": sum(int((site.acts != 0).sum()) for site in effects.sites.values()),
         "latents_chosen": sum(int(mask.sum()) for mask in chosen.values()),
     }
@@ -168,8 +184,10 @@ EDGES = {
 """How edges are made, for records, by the rule for MLPs."""
 
 
-def _check(prompt: object, metric: object, max_latents: int | None) -> None:
+def _check(prompt: object, metric: object, max_latents: int | None, choose: str) -> None:
     """Refuse what cannot be explained, before anything is computed."""
+    if choose not in ("effect", "influence"):
+        raise UserError(f"choose={choose!r}; choose latents by effect or by influence")
     if max_latents is not None and max_latents < 1:
         raise UserError(f"max_latents={max_latents}; a graph needs at least one latent")
     if not isinstance(prompt, str | Prompt):

@@ -1,13 +1,26 @@
-"""Which active latents become nodes of their own; the others stay in their error node."""
+"""Which active latents become nodes of their own; the others stay in their error node.
+
+Three ways: those with the largest total effects; those that are named; and those that influence the
+output most, found as circuit-tracer finds them: edges into the most influential latents so far show
+the next ones.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
+from tqdm import tqdm
 
+from attribution.edge_rows import EdgeRows
+from attribution.edges import Stretches
 from attribution.effects import Effects
+from attribution.influence import solve_influence
+from attribution.node_table import NodeTable
 from circuits import LatentNode, Site, UserError
 
 
@@ -42,3 +55,85 @@ def given(effects: Effects, latents: Sequence[LatentNode]) -> dict[Site, Tensor]
         mask = torch.tensor([(site, *pair) in wanted for pair in pairs], dtype=torch.bool)
         masks[site] = mask.to(here.acts.device) & (here.acts != 0)
     return masks
+
+
+def within(outer: Mapping[Site, Tensor], inner: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
+    """A mask of all that `outer` is of, from a mask `inner` of what `outer` keeps."""
+    masks = {}
+    for site, mask in outer.items():
+        masks[site] = torch.zeros_like(mask)
+        masks[site][mask] = inner[site].to(mask.device)
+    return masks
+
+
+ROUNDS = 8
+"""In how many steps influential latents are found; before each, influence is estimated anew."""
+
+
+def influential(stretches: Stretches, weights: Sequence[float], n: int) -> Influential:
+    """The `n` latents that influence the output most, by the edges into those found before.
+
+    Args:
+        stretches: With every active latent as a node.
+        weights: Of the logit nodes.
+        n: How many; fewer where no more influence the output.
+    """
+    table = stretches.table
+    rows = EdgeRows(len(table))
+    stretches.add_logits(rows)
+    outputs = np.zeros(len(table))
+    outputs[table.logits_at.start :] = np.abs(weights) / np.abs(weights).sum()
+    waiting = np.zeros(len(table), dtype=bool)
+    for nodes in table.sites.values():
+        waiting[nodes.latents_at.start : nodes.latents_at.stop] = True
+    found = np.zeros(len(table), dtype=bool)
+    with tqdm(total=n, desc="influential latents", disable=None, delay=1, leave=None) as bar:
+        while (left := n - found.sum()) > 0:
+            influences = np.where(waiting, solve_influence(rows.matrix(), outputs), 0.0)
+            step = min(left, -(-n // ROUNDS))
+            best = influences.argsort(kind="stable")[::-1][:step]
+            best = np.sort(best[influences[best] > 0])
+            if not len(best):
+                break
+            for site, nodes in table.sites.items():
+                here = best[(best >= nodes.latents_at.start) & (best < nodes.latents_at.stop)]
+                chosen = torch.from_numpy(here - nodes.latents_at.start)
+                stretches.add_latents(rows, site, chosen, bar)
+            found[best], waiting[best] = True, False
+    masks = {
+        site: torch.from_numpy(found[nodes.latents_at.start : nodes.latents_at.stop])
+        for site, nodes in table.sites.items()
+    }
+    return Influential(masks, rows.matrix())
+
+
+@dataclass(frozen=True, eq=False)
+class Influential:
+    """Latents found by their influence.
+
+    Attributes:
+        chosen: Which of each site's active latents: a mask `[n]` a site.
+        edges: Into them and into the logit nodes, from every active latent, `[target, source]`.
+    """
+
+    chosen: Mapping[Site, Tensor]
+    edges: sparse.csr_array
+
+    def fold(self, table: NodeTable, smaller: NodeTable) -> sparse.csr_array:
+        """The edges between the nodes of `smaller`; the others of `table` go into their errors."""
+        place = np.zeros(len(table), dtype=self.edges.indices.dtype)
+        place[: table.n_pos] = np.arange(table.n_pos)
+        for site, nodes in table.sites.items():
+            new, kept = smaller.sites[site], self.chosen[site].numpy()
+            place[nodes.bias_at] = new.bias_at
+            latents = new.errors_at.start + nodes.latents.pos.cpu().numpy()
+            latents[kept] = np.arange(new.latents_at.start, new.latents_at.stop)
+            place[nodes.latents_at.start : nodes.latents_at.stop] = latents
+            place[nodes.errors_at.start : nodes.errors_at.stop] = np.array(new.errors_at)
+        place[table.logits_at.start :] = np.array(smaller.logits_at)
+        coo = self.edges.tocoo()
+        folded = sparse.coo_array(
+            (coo.data, (place[coo.row], place[coo.col])), shape=(len(smaller), len(smaller))
+        ).tocsr()  # sums what falls together
+        folded.eliminate_zeros()
+        return folded

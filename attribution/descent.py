@@ -10,14 +10,20 @@ from attribution.adjoints import Adjoint, NormMap
 from attribution.local_pass import LayerMaps, LocalPass
 from circuits import Site
 
+ARRIVED = "arrived"
+"""The place of the tokens past the first attention: see `attribution.arrivals`."""
 
-def descend(cut: LocalPass, site: Site, grad: Adjoint) -> Iterator[tuple[Site | None, Adjoint]]:
+
+def descend(
+    cut: LocalPass, site: Site, grad: Adjoint, *, arrived: bool = False
+) -> Iterator[tuple[Site | str | None, Adjoint]]:
     """Every leaf that reaches `site`, from the top down, with the targets' gradients there.
 
     Args:
         cut: The pass; attention is crossed with its pattern held.
         site: Where the targets read.
         grad: Their encoder columns, alone.
+        arrived: End before the first attention, where the tokens have arrived.
     """
     leaves = cut.leaves
     if site.kind == "embed":
@@ -39,6 +45,9 @@ def descend(cut: LocalPass, site: Site, grad: Adjoint) -> Iterator[tuple[Site | 
                 if layer.W_skip is not None:
                     grad = grad + _through_skip(layer, grad, layer.W_skip, cut.reads)
         if not at_target or site.kind != "attn":
+            if arrived and number == 0:
+                yield ARRIVED, grad
+                return
             heads = layer.attention.to_heads(_norm(layer.after_attn, grad))
             if Site(number, "attn") in leaves:
                 yield Site(number, "attn"), heads

@@ -23,7 +23,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attribution.adjoints import Adjoint
-from attribution.descent import crosses_attention, descend
+from attribution.arrivals import Arrivals
+from attribution.descent import ARRIVED, crosses_attention, descend
 from attribution.edge_rows import EdgeRows
 from attribution.local_pass import LocalPass
 from attribution.node_table import NodeTable
@@ -71,28 +72,31 @@ class Stretches:
     Attributes:
         table: The nodes.
         cut: The pass.
-        sources: What every node adds at its leaf.
+        sources: What every node adds at its leaf, and where the tokens have arrived.
         readers: What every latent reads.
         memory: Bytes that one batch of targets may take.
     """
 
     table: NodeTable
     cut: LocalPass
-    sources: Mapping[Site | None, Sources]
+    sources: Mapping[Site | str | None, Sources | Arrivals]
     readers: Mapping[Site, Readers]
     memory: int
 
     @classmethod
     def of(cls, model: SplicedModel, table: NodeTable, cut: LocalPass, memory: int) -> Stretches:
         """Reads each dictionary once."""
-        return cls(table, cut, *find_sources(model, table, cut), memory)
+        sources, readers = find_sources(model, table, cut)
+        arrivals = Arrivals.of(cut, memory // 4)
+        past_attention = {} if arrivals is None else {ARRIVED: arrivals}
+        return cls(table, cut, {**sources, **past_attention}, readers, memory)
 
     def add_latents(self, rows: EdgeRows, site: Site, chosen: Tensor, bar: tqdm) -> None:
         """The edges to the latents `chosen [k]` of one site, ascending."""
         nodes = self.table.sites[site]
         for batch in self._batches(site, chosen):
             for part, pieces in halving(lambda part: self._latent_pieces(site, part), batch):
-                at = nodes.latents_at.start + part.cpu().numpy()
+                at = nodes.latents_at.start + part.numpy()
                 rows.add(at, nodes.latents.pos[part], pieces)
                 bar.update(len(part))
 
@@ -113,7 +117,8 @@ class Stretches:
             seeds[torch.arange(len(chosen)), 0, pos] = reads.to(x.dtype)
             pieces = self._by_autograd(x, seeds, pos, below=site)
         else:
-            down = descend(self.cut, site, Adjoint(reads.float(), pos))
+            arrived = ARRIVED in self.sources
+            down = descend(self.cut, site, Adjoint(reads.float(), pos), arrived=arrived)
             by_leaf = [self.sources[leaf].edges(grad) for leaf, grad in down]
             pieces = [piece for leaf in reversed(by_leaf) for piece in leaf]
         return [*pieces, _own_bias(nodes.bias_at, readers.biases[chosen])]

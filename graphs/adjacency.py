@@ -1,7 +1,6 @@
 """A graph's edges as one sparse matrix, read a few rows at a time."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,9 +12,6 @@ from circuits.nodes import LogitNode, Node
 
 if TYPE_CHECKING:
     from graphs.graph import AttributionGraph
-
-MOST_EDGES = 1 << 18
-"""In a run of rows: its float64 copy, 2 MB, stays in the processor's cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,42 +81,3 @@ def logit_weights(nodes: tuple[Node, ...], grads: np.ndarray) -> np.ndarray:
     is_logit = np.array([isinstance(node, LogitNode) for node in nodes], bool)
     weights = np.abs(grads) * is_logit
     return weights / weights.sum() if weights.any() else weights
-
-
-def runs(matrix: sparse.csr_array) -> list[slice]:
-    """All rows of `matrix` `[target, source]`, first to last, cut into runs without inner edges.
-
-    Where nodes come site by site, a run is the latents and errors of a site (or a part of them,
-    where they have very many edges), so that a graph has few runs and each is a few calls to numpy.
-    """
-    assert matrix.has_sorted_indices
-    n = len(matrix.indptr) - 1
-    filled = np.diff(matrix.indptr) > 0
-    last = np.full(n, -1)  # the last source of each target
-    last[filled] = matrix.indices[matrix.indptr[1:][filled] - 1]
-    assert (last < np.arange(n)).all(), "nodes must be in topological order"
-
-    start, starts = 0, [0]
-    for row, source in enumerate(last.tolist()):
-        if source >= start or matrix.indptr[row + 1] - matrix.indptr[start] > MOST_EDGES:
-            start = row
-            starts.append(start)
-    return [slice(*pair) for pair in pairwise([*starts, n])]
-
-
-def absolute(matrix: sparse.csr_array, rows: slice) -> sparse.csr_array:
-    """`|matrix[rows]|` in float64; of a run's edges only the values are copied."""
-    start, stop = matrix.indptr[rows.start], matrix.indptr[rows.stop]
-    return sparse.csr_array(
-        (
-            np.abs(matrix.data[start:stop], dtype=np.float64),
-            matrix.indices[start:stop],
-            matrix.indptr[rows.start : rows.stop + 1] - start,
-        ),
-        shape=(rows.stop - rows.start, len(matrix.indptr) - 1),
-    )
-
-
-def reciprocal(totals: np.ndarray) -> np.ndarray:
-    """`1 / totals`, and 0 for nodes without inputs."""
-    return np.divide(1.0, totals, out=np.zeros_like(totals), where=totals > 0)

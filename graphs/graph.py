@@ -12,9 +12,9 @@ import numpy as np
 from scipy import sparse
 
 from attribution import Attribution
+from attribution.influence import solve_influence
 from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, Node, TokenNode
 from graphs.adjacency import adjacency
-from graphs.influence import solve_influence
 
 
 @dataclass(frozen=True, repr=False)

@@ -13,12 +13,10 @@ down, in which every target hands on what has arrived at it, gives the series' e
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-from scipy import sparse
-
 from attribution import Attribution
+from attribution.influence import solve_influence
 from circuits.nodes import Node
-from graphs.adjacency import absolute, adjacency, reciprocal, runs
+from graphs.adjacency import adjacency
 
 if TYPE_CHECKING:
     from graphs.graph import AttributionGraph
@@ -34,17 +32,3 @@ def influence(graph: "AttributionGraph | Attribution") -> dict[Node, float]:
     whole = adjacency(graph)
     values = solve_influence(whole.matrix, whole.weights)
     return dict(zip(whole.nodes, values.tolist(), strict=True))
-
-
-def solve_influence(matrix: sparse.csr_array, weights: np.ndarray) -> np.ndarray:
-    """`weights . (A + A^2 + ...)`, `[n]` float64, for `matrix` `[target, source]` `[n, n]`.
-
-    Nodes are in topological order, indices sorted. Time is linear in the edges; memory beyond the
-    matrix is a few megabytes.
-    """
-    influences = np.zeros(len(weights))
-    for rows in reversed(runs(matrix)):
-        inputs = absolute(matrix, rows)
-        arrived = influences[rows] + weights[rows]
-        influences += inputs.T @ (arrived * reciprocal(inputs.sum(axis=1)))
-    return influences

@@ -19,11 +19,11 @@ import numpy as np
 from scipy import sparse
 
 from attribution import Attribution
+from attribution.influence import absolute, reciprocal, runs, solve_influence
 from circuits.errors import UserError
 from circuits.nodes import LatentNode, LogitNode, TokenNode
-from graphs.adjacency import Adjacency, absolute, adjacency, reciprocal, runs
+from graphs.adjacency import Adjacency, adjacency
 from graphs.graph import AttributionGraph, assemble, restrict
-from graphs.influence import solve_influence
 
 
 def prune(

@@ -12,10 +12,11 @@ import math
 import numpy as np
 
 from attribution import Attribution
+from attribution.influence import absolute, reciprocal, runs, solve_influence
 from circuits.nodes import ErrorNode, TokenNode
-from graphs.adjacency import absolute, adjacency, reciprocal, runs
+from graphs.adjacency import adjacency
 from graphs.graph import AttributionGraph
-from graphs.influence import influence, solve_influence
+from graphs.influence import influence
 
 
 def replacement_score(graph: AttributionGraph | Attribution) -> float:

@@ -12,6 +12,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from attribution import attribute, logit_diff
 from attribution.edges import direct_effects
+from attribution.influence import solve_influence
 from attribution.local_pass import local_pass
 from attribution.metrics import bind
 from attribution.node_table import NodeTable
@@ -280,10 +281,10 @@ def test_without_memory_batches_are_halved_and_nothing_changes(model, monkeypatc
 
     descend = edges.descend
 
-    def cramped(cut, site, grad):
+    def cramped(cut, site, grad, **options):
         if len(grad.pos) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return descend(cut, site, grad)
+        return descend(cut, site, grad, **options)
 
     monkeypatch.setattr(edges, "descend", cramped)
     close(attribute(model, "w1 w5 w9 w2", METRIC, max_latents=100).edges.toarray(), whole.toarray())
@@ -333,3 +334,27 @@ def test_live_edges_are_a_value_path_and_a_query_key_path(model):
     assert reached[crosses].any()
     # every site is spliced: to the others, and to the metric, no attention lies between
     assert not reached[~crosses].any()
+
+
+def test_influential_latents_are_found_and_the_rest_is_folded_into_errors(tiny):
+    """The edges are those of the same latents given by name; enough rounds find the true best."""
+    text = "when Mary and John went to the store , John gave a drink to"
+    metric = logit_diff("Mary", "John")
+    a = attribute(tiny, text, metric, max_latents=120, choose="influence")
+    found = [node for node in a.nodes if isinstance(node, LatentNode)]
+    assert len(found) == 120
+    again = attribute(tiny, text, metric, latents=found)
+    assert again.nodes == a.nodes
+    close(a.edges.toarray(), again.edges.toarray())
+    torch.testing.assert_close(a.effects, again.effects)
+
+    every = attribute(tiny, text, metric, max_latents=None)
+    outputs = np.zeros(len(every.nodes))
+    outputs[-1] = 1.0
+    influences = solve_influence(every.edges, outputs)
+    latents = [i for i, node in enumerate(every.nodes) if isinstance(node, LatentNode)]
+    best = {every.nodes[i] for i in sorted(latents, key=lambda i: -influences[i])[:120]}
+    assert len(best & set(found)) >= 110  # rows not yet computed hide some influence
+
+    with pytest.raises(UserError, match="by effect or by influence"):
+        attribute(tiny, text, metric, choose="luck")

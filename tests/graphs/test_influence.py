@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
+from attribution.influence import absolute, runs, solve_influence
 from circuits.nodes import LatentNode, LogitNode, TokenNode, parse_node
 from circuits.sites import Site
 from graphs import AttributionGraph, influence
-from graphs import adjacency as adjacency_module
-from graphs.adjacency import Adjacency, absolute, adjacency, runs
-from graphs.influence import solve_influence
+from graphs import adjacency as influence_module
+from graphs.adjacency import Adjacency, adjacency
 from tests.graphs.synthetic import THREE, attribution, random_attribution, random_graph
 
 PEER = json.loads((Path(__file__).parent / "fixtures" / "circuit_tracer.json").read_text())
@@ -55,7 +55,7 @@ def neumann_series(matrix: sparse.csr_array, weights: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("outputs", [(("Mary", 1.0),), THREE], ids=["one logit", "three logits"])
 @pytest.mark.parametrize("most_edges", [40, 1 << 18], ids=["short runs", "whole levels"])
 def test_influence_is_the_sum_of_the_neumann_series(outputs, most_edges, monkeypatch):
-    monkeypatch.setattr(adjacency_module, "MOST_EDGES", most_edges)
+    monkeypatch.setattr(influence_module, "MOST_EDGES", most_edges)
     made = random_attribution(1, n_layers=2, n_latents=25, n_words=6, outputs=outputs)
     graph = AttributionGraph.from_attribution(made)
     whole = adjacency(graph)
