@@ -1,10 +1,11 @@
 """How much each latent, error and path moves a metric."""
 
 from attribution.attention import AttentionPairs, attention_pairs
-from attribution.attribute import Attribution, attribute
+from attribution.attribute import Attribution, attribute, forecast
 from attribution.bootstrap import bootstrap_mean
 from attribution.dataset import DatasetAttribution, attribute_dataset
 from attribution.effects import Effects, SiteEffects, total_effects
+from attribution.forecast import Forecast
 from attribution.integrated import integrated_each, integrated_effects
 from attribution.metrics import (
     Metric,
@@ -24,6 +25,7 @@ __all__ = [
     "Attribution",
     "DatasetAttribution",
     "Effects",
+    "Forecast",
     "Metric",
     "SiteEffects",
     "Targets",
@@ -33,6 +35,7 @@ __all__ = [
     "attribute_dataset",
     "bootstrap_mean",
     "direction",
+    "forecast",
     "integrated_each",
     "integrated_effects",
     "kl",

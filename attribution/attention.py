@@ -14,7 +14,7 @@ the score itself.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -103,8 +103,8 @@ def attention_pairs(
     freeze = Freeze.of(attention="frozen", norms=norms, mlp=mlp)
     effects = total_effects(model, prompt, metric)
     coordinates = _coordinates(model, layer, head, query, key)
-    names = [str(i) for i in range(len(coordinates))]
-    table = node_table(effects, strongest(effects, max_latents), names)
+    kept = node_table(effects, strongest(effects, max_latents), metric)
+    table = replace(kept, logits=tuple(str(i) for i in range(len(coordinates))))
     cut = local_pass(model, model.tokens(prompt), coordinates, freeze)
     rows = EdgeRows(len(table))
     Stretches.of(model, table, cut, WORKING_MEMORY).add_logits(rows)

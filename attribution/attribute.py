@@ -21,6 +21,7 @@ from torch import Tensor
 from attribution.choice import given, influential, strongest, within
 from attribution.edges import WORKING_MEMORY, Stretches, direct_effects
 from attribution.effects import Effects, total_effects
+from attribution.forecast import Forecast, expected
 from attribution.local_pass import local_pass
 from attribution.metrics import Metric, Score, Targets, bind_all
 from attribution.node_table import NodeTable
@@ -131,20 +132,17 @@ def attribute(
         freeze=LIVE if downstream == "recompute" else freeze,
     )
     explained, weights = bind_all(metric, model)
-    names = [one.name for one in metric.metrics] if isinstance(metric, Targets) else None
     cut = local_pass(model, ids, explained, freeze)
-    searched = choose == "influence" and max_latents is not None and latents is None
-    chosen = strongest(effects, None if searched else max_latents)
-    if latents is not None:
-        chosen = given(effects, latents)
-    table = node_table(effects, chosen, names or [effects.metric])
-    if searched:
-        assert max_latents is not None
-        found = influential(Stretches.of(model, table, cut, budget), weights, max_latents)
-        every, chosen = table, within(chosen, found.chosen)
-        table = node_table(effects, chosen, names or [effects.metric])
-        edges = found.fold(every, table)
+    if choose == "influence" and max_latents is not None and latents is None:
+        every = strongest(effects, None)
+        all_nodes = node_table(effects, every, metric)
+        found = influential(Stretches.of(model, all_nodes, cut, budget), weights, max_latents)
+        chosen = within(every, found.chosen)
+        table = node_table(effects, chosen, metric)
+        edges = found.fold(all_nodes, table)
     else:
+        chosen = strongest(effects, max_latents) if latents is None else given(effects, latents)
+        table = node_table(effects, chosen, metric)
         edges = direct_effects(model, table, cut, memory=budget)
     query_key = None
     if not freeze.attention:  # what is left of the edges once patterns are held
@@ -176,6 +174,33 @@ def attribute(
     )
 
 
+def forecast(
+    model: SplicedModel,
+    prompt: str | Prompt,
+    metric: Metric | Targets | Score,
+    *,
+    max_latents: int | None = 400,
+    attention: str = "frozen",
+    norms: str = "frozen",
+    mlp: str = "jacobian",
+    memory: str | int | None = None,
+) -> Forecast:
+    """How long the edges of `attribute` will take and how much room, with the same arguments.
+
+    Computes total effects, and edges to a few targets of each site.
+
+    Raises:
+        UserError: as `attribute`.
+    """
+    _check(prompt, metric, max_latents, "effect")
+    budget = WORKING_MEMORY if memory is None else parse_bytes(memory)
+    freeze = Freeze.of(attention=attention, norms=norms, mlp=mlp)
+    effects = total_effects(model, prompt, metric)
+    table = node_table(effects, strongest(effects, max_latents), metric)
+    cut = local_pass(model, model.tokens(prompt), bind_all(metric, model)[0], freeze)
+    return expected(Stretches.of(model, table, cut, budget))
+
+
 EDGES = {
     "jacobian": "local Jacobian",
     "relp": "RelP",
@@ -200,13 +225,16 @@ def _check(prompt: object, metric: object, max_latents: int | None, choose: str)
             )
 
 
-def node_table(effects: Effects, chosen: Mapping[Site, Tensor], names: Sequence[str]) -> NodeTable:
+def node_table(
+    effects: Effects, chosen: Mapping[Site, Tensor], metric: Metric | Targets | Score
+) -> NodeTable:
     """The nodes of a graph: every token, bias and error, the chosen latents, the logit nodes."""
+    names = [one.name for one in metric.metrics] if isinstance(metric, Targets) else None
     latents = {
         site: Active(e.pos[chosen[site]], e.latent[chosen[site]], e.acts[chosen[site]])
         for site, e in effects.sites.items()
     }
-    return NodeTable.of(len(effects.token_effect), latents, tuple(names))
+    return NodeTable.of(len(effects.token_effect), latents, tuple(names or [effects.metric]))
 
 
 def _node_effects(effects: Effects, chosen: Mapping[Site, Tensor]) -> Tensor:

@@ -26,6 +26,7 @@ from attribution.adjoints import Adjoint
 from attribution.arrivals import Arrivals
 from attribution.descent import ARRIVED, crosses_attention, descend
 from attribution.edge_rows import EdgeRows
+from attribution.forecast import expected
 from attribution.local_pass import LocalPass
 from attribution.node_table import NodeTable
 from attribution.sources import Piece, Readers, Sources, find_sources
@@ -34,6 +35,9 @@ from circuits.memory import halving
 
 WORKING_MEMORY = 2**28
 """Bytes that one batch of targets may take."""
+
+LARGE = 5000
+"""Targets from which on it is worth saying beforehand how long they will take."""
 
 
 def direct_effects(
@@ -58,7 +62,8 @@ def direct_effects(
     stretch = Stretches.of(model, table, cut, memory)
     rows = EdgeRows(len(table))
     n_latents = sum(len(nodes.latents_at) for nodes in table.sites.values())
-    with tqdm(total=n_latents, desc="edges", unit="latent", disable=None, delay=1) as bar:
+    label = f"edges, {expected(stretch)}" if n_latents >= LARGE else "edges"
+    with tqdm(total=n_latents, desc=label, unit="latent", disable=None, delay=1, leave=None) as bar:
         for site, nodes in table.sites.items():
             stretch.add_latents(rows, site, torch.arange(len(nodes.latents_at)), bar)
     stretch.add_logits(rows)
@@ -95,7 +100,7 @@ class Stretches:
         """The edges to the latents `chosen [k]` of one site, ascending."""
         nodes = self.table.sites[site]
         for batch in self._batches(site, chosen):
-            for part, pieces in halving(lambda part: self._latent_pieces(site, part), batch):
+            for part, pieces in halving(lambda part: self.pieces(site, part), batch):
                 at = nodes.latents_at.start + part.numpy()
                 rows.add(at, nodes.latents.pos[part], pieces)
                 bar.update(len(part))
@@ -108,7 +113,8 @@ class Stretches:
         at = self.table.logits_at
         rows.add(np.arange(at.start, at.stop), last, self._by_autograd(scores, seeds, last))
 
-    def _latent_pieces(self, site: Site, chosen: Tensor) -> list[Piece]:
+    def pieces(self, site: Site, chosen: Tensor) -> list[Piece]:
+        """The edges to one batch of latents, `chosen [k]` of `site`, ascending."""
         nodes, readers = self.table.sites[site], self.readers[site]
         pos, reads = nodes.latents.pos[chosen], readers.reads[chosen]
         if self._needs_autograd(site):

@@ -176,7 +176,12 @@ def total_effects(
                 downstream,
             )
             for site, read in tqdm(
-                result.inputs.items(), "total effects", unit="site", disable=None, delay=1
+                result.inputs.items(),
+                "total effects",
+                unit="site",
+                disable=None,
+                delay=1,
+                leave=None,
             )
         },
         token_effect=(result.embedding_grad[0].float() * change.float()).sum(-1),

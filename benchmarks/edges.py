@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +188,7 @@ def build(case: Case, folder: Path) -> SplicedModel:
     for site, d in blank.items():
         pre = d.pre_acts(inputs[site][0, 1:])
         at = pre.flatten().kthvalue(int(pre.numel() * (1 - case.on))).values
-        tuned[site] = Dictionary(d.W_enc, d.b_enc, torch.full_like(d.b_enc, at), d.W_dec, d.b_dec)
+        tuned[site] = Dictionary(d.W_enc, d.b_enc, torch.zeros_like(d.b_enc) + at, d.W_dec, d.b_dec)
     return splice(bridge, tuned, name="random")
 
 

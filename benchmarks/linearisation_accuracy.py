@@ -9,8 +9,8 @@
    each linearisation's mean, averaged over all so that none is favoured, and others at random.
 3. The same with the source moved a tenth of the way, times ten: where the plain derivative is right
    there and wrong on the whole way, the difference is curvature.
-4. What the incoming edges and biases of a latent sum to, against its pre-activation.
-5. Total effects by gradient x activation under four ways to take gradients, against ablation in the
+4. What the incoming edges of a latent sum to, against its pre-activation, both less `b_enc`.
+5. Total effects by gradient x activation under five ways to take gradients, against ablation in the
    whole model (downstream recompute): of latents that any of the ways ranks among its 50 first.
 """
 
@@ -89,6 +89,7 @@ BATCH = 64
 
 WAYS = {
     "all live": LIVE,
+    "norms frozen": Freeze(norms=True),
     "all frozen": Freeze(attention=True, norms=True),
     "RelP": Freeze(attention=True, norms=True, mlp="relp"),
     "RelP, attention live": Freeze(norms=True, mlp="relp"),
@@ -122,7 +123,7 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """A latent's pre-activation, and the sum of its incoming edges by each of `MODES`."""
+    """A latent's pre-activation, and its incoming edges' sum by each of `MODES`; less `b_enc`."""
 
     kind: str
     pre: float
@@ -205,8 +206,11 @@ def collect(
         for t, s, strong in choose(edges, starts, ends, np.random.default_rng(seed))
     ]
     every = np.stack([np.asarray(a.edges[target_at].sum(axis=1)) for a in found], -1)
-    kinds = map(kind_of, targets)
-    sums = [Sum(*row) for row in zip(kinds, removals.clean[:-1], every, strict=True)]
+    biases = [model.dictionaries[node.site].b_enc[node.latent].item() for node in targets]
+    sums = [
+        Sum(kind_of(node), pre - bias, row - bias)
+        for node, pre, row, bias in zip(targets, removals.clean[:-1], every, biases, strict=True)
+    ]
     return pairs, sums
 
 
@@ -365,7 +369,7 @@ def report(
     lines = ["# Edges against interventions", "", f"{minutes:.1f} minutes."]
     for name, (pairs, _) in found.items():
         lines += ["", f"## Sites: {name}", "", *short_table(pairs)]
-    lines += ["", "## Incoming edges and biases against the pre-activation", ""]
+    lines += ["", "## Incoming edges against the pre-activation, less the encoder's bias", ""]
     lines += sums_table({name: sums for name, (_, sums) in found.items()})
     for verb in REFERENCES:
         lines += ["", f"## Total effects: {verb}", ""]
@@ -410,14 +414,16 @@ def full_table(pairs: Iterable[Pair]) -> list[str]:
 
 
 def sums_table(found: dict[str, list[Sum]]) -> list[str]:
-    """`sum |edges' sum - pre-activation| / sum |pre-activation|`, by sites and kind of target."""
+    """Slope of the edges' sum on the pre-activation, and relative L1, by sites and target."""
     lines = table_head("sites: target", "latents", *COMPARED)
     for name, sums in found.items():
         for kind, members in group(sums, lambda one: one.kind).items():
             edges = np.stack([one.edges for one in members])
             pre = np.array([one.pre for one in members])
             modes = [MODES.index(mode) for mode in COMPARED.values()]
-            cells = [f"{agreement(edges[:, mode], pre)[3]:.2g}" for mode in modes]
+            slopes = pre @ edges[:, modes] / (pre @ pre)
+            apart = [agreement(edges[:, mode], pre)[3] for mode in modes]
+            cells = [f"{slope:.2f}, {l1:.1g}" for slope, l1 in zip(slopes, apart, strict=True)]
             lines.append(table_row(f"{name}: {kind}", len(members), *cells))
     return lines
 

@@ -13,6 +13,8 @@ from experiments.commands.question import Asked, Question, answerable, asks
 if TYPE_CHECKING:
     from graphs import AttributionGraph
 
+RULES = ("jacobian", "relp", "integrated")  # of circuits.gated, which would import torch
+
 GRAPH_FILES = (".html", ".svg", ".png", ".pdf", ".dot", ".json")
 
 
@@ -21,6 +23,10 @@ GRAPH_FILES = (".html", ".svg", ".png", ".pdf", ".dot", ".json")
 @click.option(
     "--max-latents", type=click.IntRange(min=1), default=400, show_default=True, metavar="N",
     help="Latents that become nodes, strongest first; the others stay in their error node.",
+)  # fmt: skip
+@click.option(
+    "--choose", type=click.Choice(["effect", "influence"]), default="effect", show_default=True,
+    help="Strongest by total effect, or by influence on the answer through the edges.",
 )  # fmt: skip
 @click.option(
     "--keep-influence", type=click.FloatRange(0, 1), default=0.8, show_default=True,
@@ -41,6 +47,10 @@ GRAPH_FILES = (".html", ".svg", ".png", ".pdf", ".dot", ".json")
     help="Norm scales in the edges.",
 )  # fmt: skip
 @click.option(
+    "--mlp", type=click.Choice(RULES), default="jacobian", show_default=True,
+    help="How MLPs in the edges become linear.",
+)  # fmt: skip
+@click.option(
     "--top", type=click.IntRange(min=1), default=10, show_default=True, metavar="N",
     help="Latents printed.",
 )  # fmt: skip
@@ -54,10 +64,12 @@ GRAPH_FILES = (".html", ".svg", ".png", ".pdf", ".dot", ".json")
 def trace(
     asked: Asked,
     max_latents: int,
+    choose: str,
     keep_influence: float,
     downstream: str,
     attention: str,
     norms: str,
+    mlp: str,
     top: int,
     out: tuple[Path, ...],
     force: bool,
@@ -87,9 +99,11 @@ def trace(
         question.prompt,
         question.metric,
         max_latents=max_latents,
+        choose=choose,
         downstream=downstream,
         attention=attention,
         norms=norms,
+        mlp=mlp,
     )
     graph = AttributionGraph.from_attribution(attribution)
     if question.task:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from attribution import attribute, logit_diff
+from attribution import attribute, forecast, logit_diff
 from attribution.edges import direct_effects
 from attribution.influence import solve_influence
 from attribution.local_pass import local_pass
@@ -358,3 +358,16 @@ def test_influential_latents_are_found_and_the_rest_is_folded_into_errors(tiny):
 
     with pytest.raises(UserError, match="by effect or by influence"):
         attribute(tiny, text, metric, choose="luck")
+
+
+def test_a_forecast_counts_the_edges(tiny):
+    """Of a site by its middle targets; the seconds are of this machine and not tested."""
+    text = "when Mary and John went to the store , John gave a drink to"
+    metric = logit_diff("Mary", "John")
+    for attention in ("frozen", "live"):
+        told = forecast(tiny, text, metric, max_latents=300, attention=attention)
+        made = attribute(tiny, text, metric, max_latents=300, attention=attention)
+        assert told.latents == 300
+        assert told.edges == pytest.approx(made.edges.nnz, rel=0.4)
+        assert told.n_bytes > 8 * made.edges.nnz
+        assert "about" in str(told)

@@ -1,0 +1,57 @@
+"""How long edges will take and how much room, from a sample of targets of every site."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from circuits.memory import show_bytes
+
+if TYPE_CHECKING:
+    from attribution.edges import Stretches
+
+SAMPLE = 48
+"""Neighbouring targets of a site that are tried."""
+
+BYTES = 16
+"""An edge's value and column, while batches are being joined to one matrix."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What direct effects will take, roughly.
+
+    Attributes:
+        latents: Targets.
+        edges: Between all nodes, exact zeros included.
+        seconds: At the speed of the sample; whole batches are often faster.
+        n_bytes: The edges and one batch of targets, besides the model.
+    """
+
+    latents: int
+    edges: int
+    seconds: float
+    n_bytes: int
+
+    def __str__(self) -> str:
+        return f"about {self.seconds:.0f} s and {show_bytes(self.n_bytes)}"
+
+
+def expected(stretches: Stretches) -> Forecast:
+    """The forecast for all latents of `stretches`; takes a small part of that time."""
+    edges, seconds = 0.0, 0.0
+    for site, nodes in stretches.table.sites.items():
+        n = len(nodes.latents_at)
+        if not n:
+            continue
+        first = max(0, (n - SAMPLE) // 2)  # in the middle: work and edges grow with the position
+        sample = torch.arange(first, min(n, first + SAMPLE))
+        start = time.perf_counter()
+        pieces = stretches.pieces(site, sample)
+        seconds += (time.perf_counter() - start) * n / len(sample)
+        edges += sum(piece.values.numel() for piece in pieces) * n / len(sample)
+    n_latents = sum(len(nodes.latents_at) for nodes in stretches.table.sites.values())
+    return Forecast(n_latents, round(edges), seconds, round(BYTES * edges) + stretches.memory)
