@@ -90,11 +90,13 @@ def attribute(
     """Score the latents that move `metric`, and the edges between them.
 
     With `attention="frozen"` edges carry values, not queries and keys (`"live"` they carry both,
-    and the part of queries and keys is also given apart); with `norms="frozen"` a
-    norm's scale is a constant; an MLP between two sites is made linear by the rule `mlp`. What each
-    choice conserves is said in the documentation ("What an edge means"). Effects with
-    `downstream="recompute"` leave everything live (they predict ablation in the real model); with
-    `"freeze"` they use the edges' settings, so that they are what the graph's paths sum to.
+    and the part of queries and keys is also given apart); with `norms="frozen"` a norm's scale is a
+    constant; an MLP between two sites is made linear by the rule `mlp`. Held, edges are parts of
+    the pre-activation they sum to; live, they are derivatives, and foretell better what removing a
+    source does. What each choice conserves, and how well it foretells, is in the documentation
+    ("What an edge means"). Effects with `downstream="recompute"` leave everything live (they
+    predict ablation in the real model); with `"freeze"` they use the edges' settings, so that they
+    are what the graph's paths sum to.
 
     Args:
         model: The spliced model.
