@@ -41,6 +41,8 @@ class Shape:
     n_tokens: int
     sites: tuple[Site, ...]
     skip: bool
+    cross: bool
+    residual: bool
 
 
 @st.composite
@@ -61,6 +63,8 @@ def shapes(draw):
         n_tokens=draw(st.integers(1, 8)),
         sites=tuple(sorted(sites)),
         skip=draw(st.booleans()),
+        cross=draw(st.booleans()),
+        residual=draw(st.booleans()),
     )
 
 
@@ -95,6 +99,15 @@ def build(shape, folder):
     def skip():
         return torch.randn(D_MODEL, D_MODEL) * 0.2
 
+    def later(site):
+        """Decoders for the next layers, up to the first without a transcoder."""
+        above = itertools.takewhile(
+            lambda n: Site(n, "transcoder") in shape.sites,
+            range(site.layer + 1, shape.n_layers),
+        )
+        n = len(list(above)) if shape.cross and site.kind == "transcoder" else 0
+        return torch.randn(D_SAE, n, D_MODEL) * 0.2 if n else None
+
     dictionaries = {
         site: Dictionary(
             W_enc=torch.randn(widths[site.kind], D_SAE) * 0.3,
@@ -103,6 +116,8 @@ def build(shape, folder):
             W_dec=torch.randn(D_SAE, widths[site.kind]) * 0.2,
             b_dec=torch.randn(widths[site.kind]) * 0.1,
             W_skip=skip() if shape.skip and site.kind == "transcoder" else None,
+            W_later=later(site),
+            reads_residual=shape.residual and site.kind == "transcoder",
         )
         for site in shape.sites
     }
@@ -160,8 +175,9 @@ def slow_row(model, nodes, acts, cut, leaf, grad):
         if d.W_skip is not None:
             left -= cut.inputs[leaf].detach()[0] @ d.W_skip * cut.reads[:, None]
     for s, node in enumerate(nodes):
-        if isinstance(node, LatentNode) and node.site == leaf:
-            written = acts[s] * d.W_dec[node.latent]
+        if isinstance(node, LatentNode) and leaf in model.writes_to(node.site):
+            decoders = model.dictionaries[node.site].decoders
+            written = acts[s] * decoders[leaf.layer - node.site.layer][node.latent]
             row[s] = grad[node.pos] @ written
             left[node.pos] -= written
     for s, node in enumerate(nodes):

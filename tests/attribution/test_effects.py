@@ -34,7 +34,14 @@ OTHER = TEXT.replace("w5", "w6")
 PROMPT = Prompt(TEXT, corrupted=OTHER)
 SITES = [Site(layer, kind) for layer in range(3) for kind in KINDS]
 TRANSCODERS = [Site(layer, "transcoder") for layer in range(3)]
-CHOICES = [KINDS, ("attn", "transcoder", "resid"), ("attn", "skip", "resid"), ("skip",)]
+CHOICES = [
+    KINDS,
+    ("attn", "transcoder", "resid"),
+    ("attn", "skip", "resid"),
+    ("skip",),
+    ("attn", "cross"),
+    ("cross residual",),
+]
 
 
 @pytest.fixture(scope="module", params=["bridge", "llama_bridge"], ids=["gemma2", "llama"])
