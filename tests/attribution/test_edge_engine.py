@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
@@ -198,6 +198,18 @@ def close(found, expected, rel=1e-4):
 freezes = st.builds(
     Freeze, attention=st.booleans(), norms=st.booleans(), mlp=st.sampled_from(RULES)
 )
+
+
+def crossed(layers, kinds=("attn", "transcoder"), **kwargs):
+    """A shape with cross-layer transcoders."""
+    sites = tuple(Site(n, kind) for n in range(layers) for kind in kinds)
+    fixed = {"n_kv": 2, "group": 1, "d_head": 4, "window": 2, "soft_caps": True, "n_tokens": 2}
+    return Shape(seed=3, n_layers=layers, sites=sites, skip=True, cross=True, **fixed, **kwargs)
+
+
+CROSSED = crossed(3, residual=False)
+CROSSED_ALONE = crossed(3, ("transcoder",), residual=True)
+
 few = settings(
     max_examples=20,
     deadline=None,
@@ -207,6 +219,8 @@ few = settings(
 
 
 @few
+@example(CROSSED, Freeze(attention=True, norms=True), 20_000)
+@example(CROSSED_ALONE, Freeze(attention=True), 2**28)
 @given(shape=shapes(), freeze=freezes, memory=st.sampled_from([1, 20_000, 2**28]))
 def test_edges_equal_a_backward_pass_a_target(folders, shape, freeze, memory):
     """Whatever the shape, the sites, what is frozen, the rule for MLPs and the batches."""
@@ -222,6 +236,8 @@ def test_edges_equal_a_backward_pass_a_target(folders, shape, freeze, memory):
 
 
 @few
+@example(CROSSED, "relp")
+@example(CROSSED_ALONE, "integrated")
 @given(shape=shapes(), rule=st.sampled_from(["relp", "integrated"]))
 def test_conserving_rules_make_all_edges_sum_to_the_pre_activation(folders, shape, rule):
     """Norms and patterns frozen: then also through MLPs, for every choice of sites."""
@@ -237,6 +253,8 @@ def test_conserving_rules_make_all_edges_sum_to_the_pre_activation(folders, shap
 
 
 @few
+@example(CROSSED, Freeze(attention=True, norms=True))
+@example(CROSSED_ALONE, Freeze())
 @given(shape=shapes(), freeze=freezes)
 def test_all_paths_sum_to_the_frozen_total_effect(folders, shape, freeze):
     """The Neumann series over the unpruned graph against autograd, in every mode."""
