@@ -241,11 +241,9 @@ def node_table(
 
 def _node_effects(effects: Effects, chosen: Mapping[Site, Tensor]) -> Tensor:
     """Of every node but the logits `[n]`; latents that were not chosen go into their error node."""
-    sums = [effects.token_effect]
+    sums, of_errors = [effects.token_effect], effects.left_out(chosen)
     for site, e in effects.sites.items():
-        kept = chosen[site]
-        left_out = e.error_effect.index_add(0, e.pos[~kept], e.effect[~kept])
-        sums += [torch.tensor([e.bias_effect]), e.effect[kept], left_out]
+        sums += [torch.tensor([e.bias_effect]), e.effect[chosen[site]], of_errors[site]]
     return torch.cat([part.cpu().float() for part in sums])
 
 

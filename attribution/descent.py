@@ -78,7 +78,7 @@ def _enter(layer: LayerMaps, site: Site, grad: Adjoint) -> Adjoint:
     if site.kind == "mlp":
         return _through_mlp(layer, grad)
     if site.kind == "transcoder":
-        return layer.before_mlp.adjoint(grad, gain=False)
+        return layer.from_transcoder(grad)
     if site.kind == "attn":
         return layer.before_attn.adjoint(layer.attention.to_input(grad))
     return grad
@@ -91,7 +91,7 @@ def _through_mlp(layer: LayerMaps, grad: Adjoint) -> Adjoint:
 def _through_skip(layer: LayerMaps, grad: Adjoint, W_skip: Tensor, reads: Tensor) -> Adjoint:
     """A skip connection acts where its dictionary reads."""
     values = (grad.values * grad.here(reads[:, None])) @ W_skip.T.float()
-    return layer.before_mlp.adjoint(grad.map(values), gain=False)
+    return layer.from_transcoder(grad.map(values))
 
 
 def _norm(norm: NormMap | None, grad: Adjoint) -> Adjoint:

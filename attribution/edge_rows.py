@@ -32,7 +32,8 @@ class EdgeRows:
         Args:
             nodes: Their indices among all nodes, `[k]`.
             pos: Their positions, ascending, `[k]`.
-            pieces: From the first leaf to the last, for each target.
+            pieces: From the first leaf to the last, for each target. What a source adds at several
+                leaves is summed.
         """
         places, counts = torch.unique_consecutive(pos.cpu(), return_counts=True)
         start = 0
@@ -84,4 +85,9 @@ def _rows(pieces: Sequence[Piece], group: slice, pos: int) -> tuple[np.ndarray, 
         else:
             columns.append(piece.columns)
             values.append(block)
-    return np.concatenate(columns), torch.cat(values, 1).cpu().numpy()
+    found, block = np.concatenate(columns), torch.cat(values, 1)
+    if (np.diff(found) <= 0).any():  # latents that write to several leaves: a sum over them
+        found, places = np.unique(found, return_inverse=True)
+        places = torch.from_numpy(places).to(block.device)
+        block = block.new_zeros(len(block), len(found)).index_add_(1, places, block)
+    return found, block.cpu().numpy()

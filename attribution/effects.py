@@ -32,6 +32,7 @@ from circuits import (
     zero_reference,
 )
 from circuits.active import Active, constant, find_active, write_active
+from circuits.cross_layer import Carried
 from circuits.freeze import LIVE, Freeze
 from circuits.reference import check_reference
 from circuits.trace import SiteTrace
@@ -49,7 +50,9 @@ class SiteEffects:
         acts: Activations on the prompt, `[n]`; 0 for a latent that only the reference switches on.
         grad: `d metric / d acts`, `[n]`, in the metric's units per unit of activation.
         effect: `grad * (acts - baseline)`, `[n]`, in the metric's units.
-        error: What the site writes less `decode(acts)`, `[pos, d_out]`.
+        by_layer: `effect` in parts: through what the latents write at their own layer, and at each
+            later one that a cross-layer transcoder writes to, `[1 + n_later, n]`.
+        error: What the site writes less what is decoded there, `[pos, d_out]`.
         error_effect: `[pos]`.
         bias_effect: Of the decoder's bias, over all positions, against zero; with `freeze` also of
             the encoder's, through the active latents (with `recompute` it has none: the error
@@ -62,6 +65,7 @@ class SiteEffects:
     acts: Tensor
     grad: Tensor
     effect: Tensor
+    by_layer: Tensor
     error: Tensor
     error_effect: Tensor
     bias_effect: float
@@ -113,6 +117,20 @@ class Effects:
             return site.error_effect[node.pos].item()
         return site.effect[(site.pos == node.pos) & (site.latent == node.latent)].sum().item()
 
+    def left_out(self, kept: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
+        """The effect `[pos]` of each site's errors with that of the latents that they carry.
+
+        Those are the latents that are not among `kept`, a mask `[n]` a site: whatever they write
+        somewhere is part of the error there.
+        """
+        sums = {site: here.error_effect.clone() for site, here in self.sites.items()}
+        for site, here in self.sites.items():
+            out = ~kept[site]
+            for n, effect in enumerate(here.by_layer):
+                there = sums[Site(site.layer + n, site.kind)]
+                there.index_add_(0, here.pos[out], effect[out])
+        return sums
+
     def strongest(self, top: int | None = None) -> list[LatentNode]:
         """Latents by the size of their effect, strongest first."""
         nodes = [
@@ -157,6 +175,8 @@ def total_effects(
     check_reference(model, reference, ids)
     result = gradients(model, ids, bind(metric, model), downstream=downstream, freeze=freeze)
     reads = model.reads(ids)
+    grads = {site: grad[0].float() for site, grad in result.grads.items()}
+    decoded = Carried()
     change = result.embedding[0] - reference.trace.embedding
     return Effects(
         metric=metric_name(metric),
@@ -170,7 +190,8 @@ def total_effects(
                 site,
                 read[0],
                 result.outputs[site][0],
-                result.grads[site][0],
+                grads,
+                decoded,
                 reads,
                 reference,
                 downstream,
@@ -193,25 +214,38 @@ def site_effects(
     site: Site,
     read: Tensor,
     written: Tensor,
-    grad: Tensor,
+    grads: Mapping[Site, Tensor],
+    decoded: Carried,
     reads: Tensor,
     reference: Reference,
     downstream: str,
 ) -> SiteEffects:
-    """One site's effects from what it reads and writes and its output's gradient, `[pos, d]`.
+    """One site's effects from what it reads and writes, `[pos, d]`.
 
     What a skip connection writes is no node: it has its effect through the nodes upstream.
+
+    Args:
+        model: The spliced model.
+        site: Sites come in the order of the forward pass.
+        read, written: What it reads and what the model writes there.
+        grads: The metric's gradient wherever the site's latents write, `[pos, d]`, float32.
+        decoded: What latents of lower layers write there; gains what this site's write above it.
+        reads: Where dictionaries read, `[1, pos]`.
+        reference: The baseline.
+        downstream: `recompute` or `freeze`.
     """
-    dictionary = model.dictionaries[site]
-    grad = grad.float()
+    dictionary, grad = model.dictionaries[site], grads[site]
     latents, off = _with_baseline(
         find_active(dictionary, read, reads[0]), reference.trace.sites[site], dictionary.d_sae
     )
     on = latents.acts.float()
-    decoded, latent_grad = write_active(dictionary.W_dec, latents, len(read), grad)
+    layers = zip(dictionary.decoders, model.writes_to(site), strict=True)
+    writes = [write_active(W_dec, latents, len(read), grads[there]) for W_dec, there in layers]
+    (own, _), *later = writes
     fixed = constant(dictionary, read) * reads[0][:, None]
-    error = written.float() - decoded.float() - fixed.float()
-    latent_grad = latent_grad.float()
+    error = written.float() - decoded.up(site, own, [x for x, _ in later]).float() - fixed.float()
+    by_layer = torch.stack([along.float() for _, along in writes])
+    latent_grad = by_layer.sum(0)
     bias_effect = (grad[reads[0]] @ dictionary.b_dec.float()).sum()
     if downstream == "freeze":
         bias_effect += (latent_grad * dictionary.b_enc[latents.latent].float())[on != 0].sum()
@@ -221,6 +255,7 @@ def site_effects(
         acts=on,
         grad=latent_grad,
         effect=latent_grad * (on - off),
+        by_layer=by_layer * (on - off),
         error=error,
         error_effect=(grad * (error - reference.error(site).float())).sum(-1),
         bias_effect=bias_effect.item(),

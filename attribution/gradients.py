@@ -11,6 +11,7 @@ from torch import Tensor
 from attribution.metrics import BoundMetric
 from circuits import Site, SplicedModel, UserError
 from circuits.active import Reconstruction
+from circuits.cross_layer import Carried
 from circuits.freeze import LIVE, Freeze
 from circuits.splice import SiteHook
 
@@ -27,7 +28,8 @@ class Gradients:
         inputs: What each site reads, `[batch, pos, d_in]`.
         outputs: What the model writes there, before any replacement, `[batch, pos, d_out]`.
         grads: The gradient of the metric with respect to each site's output, `[batch, pos, d_out]`.
-            A latent's gradient is `grad @ W_dec[latent]`, an error's is `grad` itself.
+            A latent's gradient is `grad @ W_dec[latent]` (of a cross-layer transcoder the sum of
+            that over the layers it writes to), an error's is `grad` itself.
         embedding: The scaled embedding, `[batch, pos, d_model]`.
         embedding_grad: The metric's gradient there.
     """
@@ -47,7 +49,7 @@ def gradients(
     *,
     downstream: str = "recompute",
     freeze: Freeze = LIVE,
-    replace: Mapping[Site, Tensor] | None = None,
+    shift: Mapping[Site, Tensor] | None = None,
     clean_errors: Mapping[Site, Tensor] | None = None,
 ) -> Gradients:
     """The metric's gradient at every site, under one convention for what lies downstream.
@@ -63,7 +65,8 @@ def gradients(
             zeros.
         downstream: `recompute` or `freeze`.
         freeze: Attention patterns and norm scales that gradients treat as constant.
-        replace: Sites whose output is given, `[batch, pos, d]`, instead of what the pass makes.
+        shift: What is added to the outputs of some sites, `[batch, pos, d]`. Below the first of
+            them there are no gradients: zeros.
         clean_errors: With `freeze`, the errors `[batch or 1, pos, d]` that are held; by default
             the pass's own.
 
@@ -71,29 +74,34 @@ def gradients(
         UserError: an unknown convention, or a metric without a gradient to what it reads.
     """
     check_convention(downstream)
-    replace = replace or {}
+    shift = shift or {}
+    cut = min(shift, default=None)
     reads = model.reads(ids)
     inputs: dict[Site, Tensor] = {}
     outputs: dict[Site, Tensor] = {}
     results: dict[Site, Tensor] = {}
     start: list[Tensor] = []
+    decoded = Carried()
 
     def at(site: Site) -> SiteHook:
         def hook(read: Tensor, written: Tensor) -> Tensor:
             inputs[site], outputs[site] = read.detach(), written.detach()
-            if site in replace:
-                result = replace[site].to(written.dtype).detach().requires_grad_()
-            elif downstream == "freeze":
+            if downstream == "freeze":
                 result = _hold_error(site, read, written)
             else:
                 result = written.view_as(written)  # apart from what a metric may read right here
+            if site in shift:
+                result = result + shift[site].to(written.dtype)
+            if site == cut:
+                result = result.detach().requires_grad_()
             results[site] = result
             return result
 
         return hook
 
     def _hold_error(site: Site, read: Tensor, written: Tensor) -> Tensor:
-        reconstruction = Reconstruction.apply(read, reads, model.dictionaries, site)
+        own, *later = Reconstruction.apply(read, reads, model.dictionaries, site)
+        reconstruction = decoded.up(site, own, later)
         if clean_errors is not None:
             return (reconstruction + clean_errors[site]).to(written.dtype)
         # the pass's own errors: its values stay what they are, bit for bit

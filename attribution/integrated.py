@@ -41,6 +41,8 @@ from circuits import (
     UserError,
     zero_reference,
 )
+from circuits.active import Active, write_active
+from circuits.cross_layer import Carried
 from circuits.interventions import check_nodes
 from circuits.reference import check_reference
 
@@ -77,21 +79,28 @@ def integrated_effects(
     check_reference(model, reference, ids)
     reads = model.reads(ids)
     embedding, inputs, outputs = model.activations(ids)
-    held = model.errors(ids) if downstream == "freeze" else None
+    trace = model.trace(prompt)
+    held = _errors(trace) if downstream == "freeze" else None
     alphas = _midpoints(n, embedding)
     batch = ids.expand(n, -1)
     clean = gradients(model, ids, score, downstream=downstream)
-    sites = {}
+    sites, decoded = {}, Carried()
     for site in tqdm(model.sites, desc="integrated gradients", unit="site", disable=None, delay=1):
-        read, written = inputs[site][0], outputs[site][0]
-        base = _write(model, reference, site, read, reads)
-        way = base + alphas * (written - base)
+        changes = _site_changes(model, site, trace, reference)
+        shift = {there: (alphas - 1) * change for there, change in changes.items()}
         result = gradients(
-            model, batch, score, downstream=downstream, replace={site: way}, clean_errors=held
+            model, batch, score, downstream=downstream, shift=shift, clean_errors=held
         )
-        mean_grad = result.grads[site].float().mean(0)
         sites[site] = site_effects(
-            model, site, read, written, mean_grad, reads, reference, downstream
+            model,
+            site,
+            inputs[site][0],
+            outputs[site][0],
+            {there: result.grads[there].float().mean(0) for there in changes},
+            decoded,
+            reads,
+            reference,
+            downstream,
         )
     change = embedding[0] - reference.trace.embedding
     return Effects(
@@ -139,30 +148,30 @@ def integrated_each(
     reference = reference or zero_reference(model, prompt)
     check_reference(model, reference, ids)
     check_nodes(model, ids, nodes)
-    outputs = model.activations(ids)[2]
     trace = model.trace(prompt)
-    errors = {site: here.error[None] for site, here in trace.sites.items()}
-    held = errors if downstream == "freeze" else None
-    alphas = _midpoints(n, outputs[model.sites[0]])
+    held = _errors(trace) if downstream == "freeze" else None
+    alphas = _midpoints(n, trace.embedding)
     effects = torch.zeros(len(nodes), device=ids.device)
     per_pass = max(1, batch_size // n)
     bar = tqdm(total=len(nodes), desc="integrated gradients", unit="node", disable=None, delay=1)
     for site in model.sites:
         indices = [i for i, node in enumerate(nodes) if node.site == site]
         for chunk in (indices[i : i + per_pass] for i in range(0, len(indices), per_pass)):
-            changes = torch.stack([_change(model, nodes[i], trace, reference) for i in chunk])
-            changes = changes.to(outputs[site].dtype)
-            x = outputs[site] - (1 - alphas) * changes[:, None]  # [node, point, pos, d]
+            each = [_change(model, nodes[i], trace, reference) for i in chunk]
+            changes = {s: torch.stack([one[s] for one in each]) for s in each[0]}
+            # [node, point, pos, d]
+            shift = {s: (alphas - 1) * change[:, None] for s, change in changes.items()}
             result = gradients(
                 model,
                 ids.expand(len(chunk) * n, -1),
                 score,
                 downstream=downstream,
-                replace={site: x.flatten(0, 1)},
+                shift={s: change.flatten(0, 1) for s, change in shift.items()},
                 clean_errors=held,
             )
-            grads = result.grads[site].float().unflatten(0, (len(chunk), n)).mean(1)
-            effects[chunk] = (grads * changes.float()).sum((1, 2))
+            for s, change in changes.items():
+                grads = result.grads[s].float().unflatten(0, (len(chunk), n)).mean(1)
+                effects[chunk] += (grads * change.float()).sum((1, 2))
             bar.update(len(chunk))
     bar.close()
     return effects
@@ -178,25 +187,34 @@ def _midpoints(n: int, like: Tensor) -> Tensor:
     return ((torch.arange(n, device=like.device) + 0.5) / n)[:, None, None].to(like.dtype)
 
 
-def _write(
-    model: SplicedModel, reference: Reference, site: Site, read: Tensor, reads: Tensor
-) -> Tensor:
-    """What the site writes with its nodes at the reference, `[pos, d_out]`.
+def _errors(trace: Trace) -> dict[Site, Tensor]:
+    """The clean errors `[1, pos, d_out]`."""
+    return {site: here.error[None] for site, here in trace.sites.items()}
 
-    Decoded latents, bias and error, and the skip connection of the clean `read [pos, d_in]`.
-    """
-    decoded = model.dictionaries[site].decode(reference.acts(site), read) * reads[0][:, None]
-    return (decoded + reference.error(site)).to(model.dtype)
+
+def _site_changes(
+    model: SplicedModel, site: Site, trace: Trace, reference: Reference
+) -> dict[Site, Tensor]:
+    """What outputs `[pos, d_out]` lose when a site's latents and errors go to the reference."""
+    here = trace.sites[site]
+    latents = Active.of(here.dense() - reference.acts(site))
+    layers = zip(model.writes_to(site), model.dictionaries[site].decoders, strict=True)
+    changes = {there: write_active(W_dec, latents, len(here.error))[0] for there, W_dec in layers}
+    changes[site] += here.error - reference.error(site)
+    return changes
 
 
 def _change(
     model: SplicedModel, node: LatentNode | ErrorNode, trace: Trace, reference: Reference
-) -> Tensor:
-    """What the site's output loses when the node goes to the reference, `[pos, d_out]`."""
-    clean = Reference("clean", trace).value(node)
-    change = torch.zeros_like(trace.sites[node.site].error)
-    difference = clean - reference.value(node)
-    if isinstance(node, LatentNode):
-        difference = difference * model.dictionaries[node.site].W_dec[node.latent]
-    change[node.pos] = difference.to(change.dtype)
-    return change
+) -> dict[Site, Tensor]:
+    """What outputs `[pos, d_out]` lose when the node goes to the reference."""
+    difference = Reference("clean", trace).value(node) - reference.value(node)
+    changes = {}
+    for n, there in enumerate(model.writes_to(node.site)):
+        change = changes[there] = torch.zeros_like(trace.sites[there].error)
+        if isinstance(node, LatentNode):
+            W_dec = model.dictionaries[node.site].decoders[n]
+            change[node.pos] = (difference * W_dec[node.latent]).to(change.dtype)
+        elif there == node.site:
+            change[node.pos] = difference.to(change.dtype)
+    return changes

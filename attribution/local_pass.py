@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from attribution.adjoints import AttentionMap, MlpMap, NormMap
+from attribution.adjoints import Adjoint, AttentionMap, MlpMap, NormMap
 from attribution.gradients import checked
 from attribution.metrics import BoundMetric
 from circuits import Site, SplicedModel
@@ -36,6 +36,7 @@ class LayerMaps:
         before_attn, before_mlp: The norms that the sublayers read.
         after_attn, after_mlp: The norms of what they write, in families that have them.
         W_skip: Of a transcoder in the MLP's place, `[d_in, d_out]`, if it has one.
+        reads_residual: Whether that transcoder reads what the norm before the MLP reads.
     """
 
     attention: AttentionMap
@@ -45,6 +46,11 @@ class LayerMaps:
     after_attn: NormMap | None
     after_mlp: NormMap | None
     W_skip: Tensor | None
+    reads_residual: bool
+
+    def from_transcoder(self, grad: Adjoint) -> Adjoint:
+        """From what a transcoder reads to the residual stream."""
+        return grad if self.reads_residual else self.before_mlp.adjoint(grad, gain=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +142,8 @@ def _maps(model: SplicedModel, layer: int, seen: Mapping[str, Tensor], freeze: F
             live = None if freeze.norms else x.float()
             norms[place] = NormMap(family.scale(norm, x), family.gain(norm), live)
     site = Site(layer, "transcoder")
-    has_skip = site in model.dictionaries and model.dictionaries.summary(site).has_skip
+    summary = model.dictionaries.summary(site) if site in model.dictionaries else None
+    has_skip = summary is not None and summary.has_skip
     return LayerMaps(
         attention=AttentionMap.of(
             seen[f"{block}.attn.hook_pattern"],
@@ -153,5 +160,6 @@ def _maps(model: SplicedModel, layer: int, seen: Mapping[str, Tensor], freeze: F
             mlp.down_proj.weight,
         ),
         W_skip=model.dictionaries[site].W_skip if has_skip else None,
+        reads_residual=summary is not None and summary.reads_residual,
         **norms,  # pyright: ignore[reportArgumentType]
     )

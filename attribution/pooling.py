@@ -147,6 +147,8 @@ def effect_arrays(effects: Effects) -> dict[str, np.ndarray]:
             f"{site}/error": e.error_effect.float().cpu().numpy(),
             f"{site}/bias": np.array([e.bias_effect]),
         }
+        if len(e.by_layer) > 1:
+            arrays[f"{site}/later"] = e.by_layer[1:].float().cpu().numpy()
     return arrays
 
 
@@ -162,23 +164,35 @@ def node_row(keys: Keys, arrays: Mapping[str, np.ndarray]) -> Row:
     """One prompt's effects, `[len(keys.nodes)]`; latents not chosen are in their error node."""
     n = len(keys.nodes)
     present = np.array([node.kind != "latent" for node in keys.nodes])
+    errors = error_values(keys, arrays)
     where = [_places(keys, keys.first("token"), len(arrays["token"])), np.array([n - 1])]
     terms = [arrays["token"], arrays["value"]]
     for site, chosen in keys.chosen.items():
-        latent, pos, effect, active, error, bias = (
-            arrays[f"{site}/{name}"]
-            for name in ("latent", "pos", "effect", "active", "error", "bias")
+        latent, pos, effect, active, bias = (
+            arrays[f"{site}/{name}"] for name in ("latent", "pos", "effect", "active", "bias")
         )
         place, kept = find(chosen, keys.space.code(site, latent, pos))
         at_bias = keys.first("bias", site)
         latents = at_bias + 1 + place[kept]
-        left_out = np.bincount(pos[~kept], effect[~kept], len(error))
         where += [np.array([at_bias]), latents]
-        where += [_places(keys, keys.first("error", site), len(error))]
-        terms += [bias, effect[kept], error + left_out]
+        where += [_places(keys, keys.first("error", site), len(errors[site]))]
+        terms += [bias, effect[kept], errors[site]]
         present[latents[active[kept]]] = True
     at, values = np.concatenate(where), np.concatenate(terms)
     return Row(np.bincount(at, values, n), np.bincount(at, np.abs(values), n), present)
+
+
+def error_values(keys: Keys, arrays: Mapping[str, np.ndarray]) -> dict[Site, np.ndarray]:
+    """One prompt's errors by site, `[pos]`, with what latents that are not chosen write there."""
+    values = {site: arrays[f"{site}/error"].astype(np.float64) for site in keys.chosen}
+    for site, chosen in keys.chosen.items():
+        latent, pos, effect = (arrays[f"{site}/{name}"] for name in ("latent", "pos", "effect"))
+        out = ~find(chosen, keys.space.code(site, latent, pos))[1]
+        later = arrays.get(f"{site}/later", np.empty((0, len(pos))))  # of cross-layer transcoders
+        for n, part in enumerate([effect - later.sum(0), *later]):
+            there = values[Site(site.layer + n, site.kind)]
+            there += np.bincount(pos[out], part[out], len(there))
+    return values
 
 
 def chosen_latents(keys: Keys, arrays: Mapping[str, np.ndarray]) -> list[LatentNode]:

@@ -12,7 +12,36 @@ from attribution.adjoints import Adjoint
 from attribution.local_pass import LocalPass
 from attribution.node_table import NodeTable, SiteNodes
 from circuits import Dictionary, Site, SplicedModel
-from circuits.active import constant, write_active
+from circuits.active import constant, write_active, write_later
+from circuits.cross_layer import Carried
+
+
+@dataclass(frozen=True, eq=False)
+class Writers:
+    """The latents of one site, as what they write at a leaf: their own, or one above it.
+
+    Attributes:
+        vectors: `acts . W_dec`, `[n, d]`, by ascending position; float32.
+        starts: Where each position's latents begin, `[pos + 1]`.
+        at: Indices of the latents among all nodes.
+    """
+
+    vectors: Tensor
+    starts: list[int]
+    at: range
+
+    def rows(self, first: int, stop: int) -> range:
+        """Which of them are at positions from `first` to before `stop`."""
+        return range(self.starts[first], self.starts[stop])
+
+    def indices(self, first: int, stop: int) -> np.ndarray:
+        """The same, among all nodes."""
+        rows = self.rows(first, stop)
+        return self.at.start + np.arange(rows.start, rows.stop)
+
+    def positions(self, first: int, stop: int) -> np.ndarray:
+        """Of those, `[n]`."""
+        return np.repeat(np.arange(first, stop), np.diff(self.starts[first : stop + 1]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,18 +49,15 @@ class Sources:
     """The nodes at one leaf, as vectors `[d]` that they add there; float32.
 
     Attributes:
-        latents: `acts . W_dec`, `[n, d]`, by ascending position.
-        starts: Where each position's latents begin, `[pos + 1]`.
-        latents_at: Indices of the latents among all nodes.
+        writers: The latents that write there, site by site: none at the embedding, several sites'
+            where cross-layer transcoders of lower layers write too.
         vectors: One a position, `[pos, d]`: the error, or the embedding.
         vectors_at: Indices of those nodes.
         bias: `b_dec` where the dictionary reads, `[pos, d]`; `None` at the embedding.
         bias_at: Its index.
     """
 
-    latents: Tensor
-    starts: list[int]
-    latents_at: range
+    writers: tuple[Writers, ...]
     vectors: Tensor
     vectors_at: range
     bias: Tensor | None
@@ -55,32 +81,24 @@ class Sources:
 
     def _piece(self, first: int, grads: Tensor, targets: slice) -> Piece:
         """The edges from positions `first`, `first + 1`, ... by gradients `[n, k, d]` there."""
-        n = len(grads)
-        vectors = self.vectors[first : first + n]
+        stop = first + len(grads)
+        vectors = self.vectors[first:stop]
         blocks = [] if self.bias is None else [self._from_bias(first, grads)]
-        blocks += [
-            grads[i] @ self.latents[self.starts[first + i] : self.starts[first + i + 1]].T
-            for i in range(n)
-        ]
+        for writers in self.writers:
+            for i, grad in enumerate(grads, first):
+                rows = writers.rows(i, i + 1)
+                blocks.append(grad @ writers.vectors[rows.start : rows.stop].T)
         blocks.append(torch.bmm(grads, vectors[:, :, None])[..., 0].T)
-        latents = range(self.starts[first], self.starts[first + n])
         bias = [] if self.bias is None else [self.bias_at]
-        columns = np.concatenate(
-            [
-                np.array(bias, int),
-                self.latents_at.start + np.arange(latents.start, latents.stop),
-                self.vectors_at.start + np.arange(first, first + n),
-            ]
+        positions = np.arange(first, stop)
+        columns = [writers.indices(first, stop) for writers in self.writers]
+        pos = [writers.positions(first, stop) for writers in self.writers]
+        return Piece(
+            targets,
+            np.concatenate([np.array(bias, int), *columns, self.vectors_at.start + positions]),
+            np.concatenate([np.full(len(bias), -1), *pos, positions]),
+            torch.cat(blocks, 1),
         )
-        positions = np.arange(first, first + n)
-        pos = np.concatenate(
-            [
-                np.full(len(bias), -1),
-                np.repeat(positions, np.diff(self.starts[first : first + n + 1])),
-                positions,
-            ]
-        )
-        return Piece(targets, columns, pos, torch.cat(blocks, 1))
 
     def _from_bias(self, first: int, grads: Tensor) -> Tensor:
         assert self.bias is not None
@@ -94,7 +112,7 @@ class Piece:
 
     Attributes:
         targets: Which of the batch.
-        columns: Indices of the sources, ascending, `[n]`.
+        columns: Indices of the sources, `[n]`; ascending but for latents of lower layers.
         pos: Their positions, -1 for a bias, `[n]`.
         values: `[k, n]`.
     """
@@ -130,29 +148,48 @@ def find_sources(
     close.
     """
     embedding = cut.leaves[None].detach()[0].float()
-    none, tokens = [0] * (table.n_pos + 1), range(table.n_pos)
     sources: dict[Site | None, Sources] = {
-        None: Sources(embedding[:0], none, range(0), embedding, tokens, None, -1)
+        None: Sources((), embedding, range(table.n_pos), None, -1)
     }
     readers = {}
+    decoded = Carried()
+    writers: dict[Site, list[Writers]] = {site: [] for site in table.sites}
     for site, nodes in table.sites.items():
         dictionary = model.dictionaries[site]
         chosen = nodes.latents.latent
-        sources[site] = _sources(dictionary, nodes, site, cut)
+        for there, W_dec in zip(model.writes_to(site), dictionary.decoders, strict=True):
+            writers[there].append(_writers(W_dec, nodes))
+        own, _ = write_active(dictionary.W_dec, nodes.latents, table.n_pos)
+        total = decoded.up(site, own, write_later(dictionary, nodes.latents, table.n_pos))
+        sources[site] = _sources(dictionary, nodes, tuple(writers[site]), total, cut, site)
         readers[site] = Readers(nodes, dictionary.W_enc.T[chosen], dictionary.b_enc[chosen].float())
     return sources, readers
 
 
-def _sources(dictionary: Dictionary, nodes: SiteNodes, site: Site, cut: LocalPass) -> Sources:
-    active, reads = nodes.latents, cut.reads[:, None]
-    x, written = cut.inputs[site].detach()[0].float(), cut.leaves[site].detach()[0].float()
-    decoded, _ = write_active(dictionary.W_dec, active, len(x))
-    fixed = constant(dictionary, x).float() * reads
-    counts = torch.bincount(active.pos, minlength=len(x))
-    return Sources(
-        latents=dictionary.W_dec[active.latent].float() * active.acts.float()[:, None],
+def _writers(W_dec: Tensor, nodes: SiteNodes) -> Writers:
+    active = nodes.latents
+    counts = torch.bincount(active.pos, minlength=nodes.n_pos)
+    return Writers(
+        vectors=W_dec[active.latent].float() * active.acts.float()[:, None],
         starts=[0, *counts.cumsum(0).tolist()],
-        latents_at=nodes.latents_at,
+        at=nodes.latents_at,
+    )
+
+
+def _sources(
+    dictionary: Dictionary,
+    nodes: SiteNodes,
+    writers: tuple[Writers, ...],
+    decoded: Tensor,
+    cut: LocalPass,
+    site: Site,
+) -> Sources:
+    """The nodes at the leaf of `site`; `decoded [pos, d]` is what latents write there in all."""
+    reads = cut.reads[:, None]
+    x, written = cut.inputs[site].detach()[0].float(), cut.leaves[site].detach()[0].float()
+    fixed = constant(dictionary, x).float() * reads
+    return Sources(
+        writers=writers,
         vectors=written - fixed - decoded.float(),
         vectors_at=nodes.errors_at,
         bias=dictionary.b_dec.float() * reads,

@@ -92,6 +92,11 @@ def reconstruct(dictionary: Dictionary, x: Tensor, reads: Tensor, active: Active
     return written + constant(dictionary, x) * reads[:, None]
 
 
+def write_later(dictionary: Dictionary, active: Active, n_pos: int) -> list[Tensor]:
+    """What latents write to each of the next layers, `[n_pos, d_out]`; of most dictionaries: []."""
+    return [write_active(matrix, active, n_pos)[0] for matrix in dictionary.decoders[1:]]
+
+
 def constant(dictionary: Dictionary, x: Tensor) -> Tensor:
     """What a dictionary writes besides its latents, `[pos, d_out]`: bias and skip connection."""
     bias = dictionary.b_dec.to(torch.promote_types(dictionary.b_dec.dtype, torch.float32))
@@ -110,28 +115,34 @@ class Reconstruction(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, reads: Tensor, dictionaries: Mapping[Site, Dictionary], site: Site
     ) -> Tensor:
-        """From `x [batch, pos, d]` at `reads [batch, pos]` to what `site` writes."""
+        """From `x [batch, pos, d]` at `reads [batch, pos]` to what `site` writes.
+
+        `[1 + n_later, batch, pos, d_out]`: at its own layer, then at later ones.
+        """
         flat, flat_reads = x.flatten(0, 1), reads.flatten()
         dictionary = dictionaries[site]
         active = find_active(dictionary, flat, flat_reads)
         ctx.save_for_backward(active.pos, active.latent, flat_reads)
         ctx.dictionaries, ctx.site, ctx.dtype = dictionaries, site, x.dtype
         written = reconstruct(dictionary, flat, flat_reads, active)
-        return written.view(*x.shape[:2], -1)
+        written = torch.stack([written, *write_later(dictionary, active, len(flat))])
+        return written.unflatten(1, x.shape[:2])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         pos, latent, reads = ctx.saved_tensors
-        (grad,) = grads
-        flat = grad.flatten(0, 1)
+        flat = grads[0].flatten(1, 2)  # [1 + n_later, pos, d_out]
         dictionary = ctx.dictionaries[ctx.site]
-        _, along = write_active(
-            dictionary.W_dec, Active(pos, latent, torch.zeros_like(pos)), len(flat), flat
+        active = Active(pos, latent, torch.zeros_like(pos))
+        along = sum(
+            write_active(matrix, active, len(reads), grad)[1]
+            for matrix, grad in zip(dictionary.decoders, flat, strict=True)
         )
-        to_x, _ = write_active(dictionary.W_enc.T, Active(pos, latent, along), len(flat))
+        assert isinstance(along, Tensor)
+        to_x, _ = write_active(dictionary.W_enc.T, Active(pos, latent, along), len(reads))
         if dictionary.W_skip is not None:
-            to_x += (flat * reads[:, None]).to(dictionary.W_skip.dtype) @ dictionary.W_skip.T
-        return to_x.to(ctx.dtype).view(*grad.shape[:2], -1), None, None, None
+            to_x += (flat[0] * reads[:, None]).to(dictionary.W_skip.dtype) @ dictionary.W_skip.T
+        return to_x.to(ctx.dtype).view(*grads[0].shape[1:3], -1), None, None, None
 
 
 def _blocks(active: Active, n_pos: int, d_out: int) -> Iterator[tuple[slice, Tensor]]:

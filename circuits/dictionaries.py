@@ -11,7 +11,10 @@ from circuits.errors import UserError
 ARRAYS = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
 """The arrays of a JumpReLU dictionary, as Gemma Scope names them."""
 
-MATRICES = ("W_enc", "W_dec", "W_skip")
+OPTIONAL = ("W_skip", "W_later")
+"""Those that only some have."""
+
+MATRICES = ("W_enc", "W_dec", *OPTIONAL)
 """The large ones: they take the dtype that is asked for; the vectors never less than float32."""
 
 
@@ -25,7 +28,9 @@ class Dictionary:
 
     The same formula holds a ReLU dictionary (`threshold` 0), a gated one (its gate is a threshold),
     with `k` a TopK one (the `k` largest activations of a position stay), and with `W_skip` a
-    transcoder with a skip connection (`x_hat` gains `x @ W_skip`).
+    transcoder with a skip connection (`x_hat` gains `x @ W_skip`). With `W_later` it is one layer
+    of a cross-layer transcoder: its latents also write to the layers that follow, each with a
+    decoder of its own (Ameisen et al. 2025, "Circuit Tracing"); `x_hat` is what they write here.
 
     Matrices may be of a narrow dtype such as bfloat16. Vectors are then best float32: they are
     small, and a rounded threshold switches latents. Activations and reconstructions come out in
@@ -39,6 +44,10 @@ class Dictionary:
         b_dec: `[d_out]`.
         k: At most so many latents of a position are active; `None` for no such bound.
         W_skip: `[d_in, d_out]`, or `None`.
+        W_later: What latents write to each of the next layers, `[d_sae, n_later, d_out]`, or
+            `None`.
+        reads_residual: Whether a transcoder reads the residual stream as it enters the norm before
+            the MLP, instead of what that norm makes of it before its gain.
         name: Where it came from, for example `layer_3/width_1k/average_l0_14`.
         average_l0: Active latents a token, as measured by whoever trained it.
 
@@ -53,6 +62,8 @@ class Dictionary:
     b_dec: Tensor
     k: int | None = None
     W_skip: Tensor | None = None
+    W_later: Tensor | None = None
+    reads_residual: bool = False
     name: str = "unnamed"
     average_l0: float | None = None
 
@@ -83,8 +94,8 @@ class Dictionary:
     @property
     def arrays(self) -> dict[str, Tensor]:
         """The tensors by name, in the order of the fields."""
-        keys = ARRAYS if self.W_skip is None else (*ARRAYS, "W_skip")
-        return {key: getattr(self, key) for key in keys}
+        there = [key for key in OPTIONAL if getattr(self, key) is not None]
+        return {key: getattr(self, key) for key in (*ARRAYS, *there)}
 
     @property
     def d_in(self) -> int:
@@ -97,6 +108,16 @@ class Dictionary:
     @property
     def d_out(self) -> int:
         return self.W_dec.shape[1]
+
+    @property
+    def n_later(self) -> int:
+        """How many layers after its own a cross-layer transcoder writes to; 0 for all others."""
+        return 0 if self.W_later is None else self.W_later.shape[1]
+
+    @property
+    def decoders(self) -> tuple[Tensor, ...]:
+        """`W_dec`, and the decoders for the next layers in their order; `[d_sae, d_out]` each."""
+        return (self.W_dec, *(() if self.W_later is None else self.W_later.unbind(1)))
 
     @property
     def n_bytes(self) -> int:
@@ -180,6 +201,9 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], name: object) -> None:
     }
     if "W_skip" in shapes:
         expected["W_skip"] = (d_in, d_out)
+    if "W_later" in shapes:
+        n_later = shapes["W_later"][1] if len(shapes["W_later"]) == 3 else "n_later"
+        expected["W_later"] = (d_sae, n_later, d_out)
     if shapes != expected or any(0 in shape for shape in shapes.values()):
         lines = [
             f"{key} {_brackets(shapes[key])} (expected {_brackets(shape)})"

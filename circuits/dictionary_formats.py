@@ -5,14 +5,15 @@
 | `params.npz` | Gemma Scope | `circuits.npz` |
 | `cfg.json`, `sae_weights.safetensors` | SAELens | `circuits.saelens` |
 | `ae.pt`, `config.json` | dictionary_learning | `circuits.dictionary_learning` |
-| one `*.safetensors` without a `cfg.json` | plain | `load_plain`, here |
+| `W_enc_0.safetensors`, `W_dec_0.safetensors`, ... | circuit-tracer | `circuits.circuit_tracer` |
+| another `*.safetensors` without a `cfg.json` | plain | `load_plain`, here |
 """
 
 from pathlib import Path
 
 import torch
 
-from circuits import dictionary_learning, saelens
+from circuits import circuit_tracer, dictionary_learning, saelens
 from circuits.array_files import read_json, read_safetensors, safetensors_metadata, take
 from circuits.catalogue import file_at
 from circuits.dictionaries import ARRAYS, Dictionary
@@ -49,6 +50,7 @@ def load_dictionary(
         "npz": load_npz,
         "saelens": saelens.load_saelens,
         "dictionary_learning": dictionary_learning.load_dictionary_learning,
+        "circuit_tracer": circuit_tracer.load_circuit_tracer,
         "plain": load_plain,
     }[kind]
     return load(path, device=device, dtype=dtype)
@@ -107,7 +109,8 @@ def site_of(path: str | Path) -> Site | None:
 
     SAELens and dictionary_learning say it in their configs, Gemma Scope in the names of the folders
     (`gemma-scope-2b-pt-mlp/layer_3/width_16k/average_l0_14/params.npz`), a plain safetensors file
-    in its header, if it was saved with `metadata={"hook_name": "blocks.3.hook_mlp_out"}`.
+    in its header, if it was saved with `metadata={"hook_name": "blocks.3.hook_mlp_out"}`; a layer
+    of a cross-layer transcoder in the name of its files.
 
     Raises:
         UserError: no dictionary there, or more than one; a config that is missing or damaged, or
@@ -118,6 +121,8 @@ def site_of(path: str | Path) -> Site | None:
         return saelens.site_of_saelens(path)
     if kind == "dictionary_learning":
         return dictionary_learning.site_of_dictionary_learning(path)
+    if kind == "circuit_tracer":
+        return circuit_tracer.site_of_circuit_tracer(path)
     if kind == "plain":
         return saelens.site_of_hook(safetensors_metadata(path).get("hook_name"))
     parts = path.absolute().parts
@@ -130,6 +135,8 @@ def site_of(path: str | Path) -> Site | None:
 def find_dictionaries(folder: str | Path) -> dict[Site, Path]:
     """Every folder in or below `folder` that holds a dictionary, by site, in their order.
 
+    Of cross-layer transcoders, which share a folder, the file of each layer.
+
     Raises:
         UserError: there is none; one that does not say its site; two that say the same one.
     """
@@ -137,10 +144,11 @@ def find_dictionaries(folder: str | Path) -> dict[Site, Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give one that holds dictionaries")
     folders = sorted(p for p in (folder, *folder.rglob("*")) if p.is_dir() and _candidates(p))
-    if not folders:
+    places = [place for found in folders for place in _places(found)]
+    if not places:
         raise UserError(f"no dictionary in or below {folder}; {_EXPECTED}")
     found: dict[Site, Path] = {}
-    for place in folders:
+    for place in places:
         site = site_of(place)
         if site is None:
             raise UserError(
@@ -156,7 +164,8 @@ def find_dictionaries(folder: str | Path) -> dict[Site, Path]:
 _EXPECTED = (
     f"a dictionary's folder holds {NPZ} (Gemma Scope), {saelens.CONFIG} and {saelens.WEIGHTS} "
     f"(SAELens), {dictionary_learning.WEIGHTS} and {dictionary_learning.CONFIG} "
-    "(dictionary_learning), or one *.safetensors"
+    "(dictionary_learning), W_enc_L.safetensors and W_dec_L.safetensors of each layer L and "
+    f"{circuit_tracer.CONFIG} (circuit-tracer's cross-layer transcoders), or one *.safetensors"
 )
 
 
@@ -176,6 +185,8 @@ def _format(path: Path) -> tuple[str, Path]:
         return "npz", path
     if path.suffix == ".pt":
         return "dictionary_learning", path
+    if circuit_tracer.layer_of(path) is not None:
+        return "circuit_tracer", path
     has_config = path.with_name(saelens.CONFIG).is_file()
     if path.name == saelens.CONFIG or (path.name == saelens.WEIGHTS and has_config):
         return "saelens", path.parent
@@ -189,6 +200,13 @@ def _format(path: Path) -> tuple[str, Path]:
     raise UserError(f"{path} is no file of a dictionary; {_EXPECTED}")
 
 
+def _places(folder: Path) -> list[Path]:
+    """What to read of a folder with a dictionary: itself, or file by file."""
+    candidates = _candidates(folder)
+    shared = any(kind == "circuit_tracer" for kind, _ in candidates)
+    return [path for _, path in candidates] if shared else [folder]
+
+
 def _candidates(folder: Path) -> list[tuple[str, Path]]:
     """The dictionaries in `folder` itself, each with its format."""
     found = []
@@ -197,7 +215,11 @@ def _candidates(folder: Path) -> list[tuple[str, Path]]:
     if (folder / saelens.CONFIG).is_file():
         found.append(("saelens", folder))
     else:
-        found += [("plain", file) for file in sorted(folder.glob("*.safetensors"))]
+        for file in sorted(folder.glob("*.safetensors")):
+            if circuit_tracer.layer_of(file) is None:
+                found.append(("plain", file))
+            elif file.name.startswith("W_dec"):  # the larger one of a layer's two
+                found.append(("circuit_tracer", file))
     if (folder / dictionary_learning.WEIGHTS).is_file():
         found.append(("dictionary_learning", folder))
     return found

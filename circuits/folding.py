@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from circuits.dictionaries import ARRAYS, Dictionary, check_finite, check_shapes
+from circuits.dictionaries import ARRAYS, OPTIONAL, Dictionary, check_finite, check_shapes
 
 Arrays = Mapping[str, Tensor]
-"""`W_enc [d_in, d_sae]`, `b_enc`, `threshold`, `W_dec [d_sae, d_out]`, `b_dec`, maybe `W_skip`."""
+"""`W_enc [d_in, d_sae]`, `b_enc`, `threshold`, `W_dec [d_sae, d_out]`, `b_dec`, maybe
+`W_skip` and `W_later`."""
 
 
 def gate_as_threshold(arrays: Arrays) -> dict[str, Tensor]:
@@ -89,6 +90,8 @@ def to_dictionary(
         check_finite(key, array, path)
     W_enc = arrays["W_enc"].T.contiguous().T
     b_enc, threshold, W_dec, b_dec = (arrays[key].contiguous() for key in ARRAYS[1:])
-    W_skip = arrays.get("W_skip")
-    dictionary = Dictionary(W_enc, b_enc, threshold, W_dec, b_dec, k, W_skip, name=str(path))
+    W_skip, W_later = (arrays.get(key) for key in OPTIONAL)
+    dictionary = Dictionary(
+        W_enc, b_enc, threshold, W_dec, b_dec, k, W_skip, W_later, name=str(path)
+    )
     return dictionary.to(device=device, dtype=dtype)

@@ -42,8 +42,8 @@ def copy_path(source: Path, dtype: torch.dtype) -> Path:
 
     A file of Gemma Scope in the Hugging Face cache is known by its content (its blob's name is the
     content's hash); another `.npz` by its path, size and time of change; what other libraries
-    saved, by those of all files in its folder, as settings lie beside the weights. What has
-    changed has another copy.
+    saved, by those of all files in its folder, as settings lie beside the weights, and by its name
+    where there are several of weights. What has changed has another copy.
     """
     alone = source.suffix == ".npz"
     source = source.resolve()
@@ -52,7 +52,9 @@ def copy_path(source: Path, dtype: torch.dtype) -> Path:
         folder = source if source.is_dir() else source.parent
         files = [source] if alone else sorted(folder.iterdir())
         told = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
-        identity = hashlib.sha256(repr(told).encode()).hexdigest()
+        several = sum(file.suffix == ".safetensors" for file in files) > 1
+        which = [source.name] if several else []
+        identity = hashlib.sha256(repr(which + told).encode()).hexdigest()
     name = f"{identity}.{str(dtype).removeprefix('torch.')}.v{VERSION}.safetensors"
     return copies_folder() / name
 
@@ -98,7 +100,8 @@ def save_mapped(dictionary: Dictionary, path: Path) -> None:
     """
     tensors = {key: array.detach().cpu() for key, array in dictionary.arrays.items()}
     tensors["W_enc"] = tensors["W_enc"].T  # columns in one piece
-    facts = {"name": dictionary.name, "average_l0": dictionary.average_l0, "k": dictionary.k}
+    facts = {key: getattr(dictionary, key) for key in ("name", "average_l0", "k")}
+    facts["reads_residual"] = dictionary.reads_residual or None
     metadata = {key: str(value) for key, value in facts.items() if value is not None}
     temporary = None
     try:
@@ -138,6 +141,7 @@ def open_mapped(path: Path) -> Dictionary:
     return Dictionary(
         **arrays,
         k=int(metadata["k"]) if "k" in metadata else None,
+        reads_residual="reads_residual" in metadata,
         name=metadata["name"],
         average_l0=float(metadata["average_l0"]) if "average_l0" in metadata else None,
     )

@@ -62,9 +62,10 @@ def save_npz(dictionary: Dictionary, path: str | Path, *, overwrite: bool = Fals
 
     Raises:
         UserError: `path` cannot be written, or exists and `overwrite` is false, or the dictionary
-            has a `k` or a skip connection, which this format does not know.
+            has what this format does not know: a `k`, a skip connection, later decoders.
     """
-    if dictionary.k is not None or dictionary.W_skip is not None:
+    plain = dictionary.k is None and not dictionary.reads_residual
+    if not plain or set(dictionary.arrays) != set(ARRAYS):
         raise UserError(
             f"{dictionary.name} is not a JumpReLU dictionary; a params.npz holds those alone"
         )

@@ -24,7 +24,8 @@ class Site:
         kind: `attn` (head outputs, concatenated, before `W_O`), `mlp` (what the MLP adds to the
             residual, after the post-feedforward norm), `resid` (the residual after the layer),
             `embed` (the scaled embedding; there is one, `embed.0`, before the first layer) or
-            `transcoder` (reads the MLP's normalised input, writes what `mlp` does).
+            `transcoder` (reads the MLP's normalised input, writes what `mlp` does; of a cross-layer
+            transcoder the latents that read there).
     """
 
     layer: int

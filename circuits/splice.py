@@ -9,11 +9,13 @@ the MLP and what it adds to the residual for a transcoder. With `acts = encode(x
 which is `x_out` bit for bit while nothing is changed. Positions with BOS, EOS or padding bypass the
 dictionary: no latents, and the whole of `x_out` is error. What a skip connection passes on,
 `x_in @ W_skip`, belongs to `decode` and is no node: it follows what the pass makes of `x_in`.
+Where cross-layer transcoders of lower layers write too, `decode` stands for the sum of all that is
+written there, and `acts'` for the changed latents of every layer up to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -22,8 +24,9 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
-from circuits.active import Active, find_active, reconstruct, write_active
+from circuits.active import Active, find_active, reconstruct, write_active, write_later
 from circuits.catalogue import ranges
+from circuits.cross_layer import Carried
 from circuits.dictionaries import Dictionary
 from circuits.errors import UserError
 from circuits.families import Family, family_of
@@ -154,14 +157,18 @@ class SplicedModel:
         reads = self.reads(ids)
         sites = self.sites
         if downstream == "recompute":
-            sites = tuple(edits)  # where nothing is edited, nothing changes
+            sites = self._involved(edits)  # elsewhere nothing changes
             kept = dict.fromkeys(sites, lambda error: error)
         elif downstream == "freeze":
             clean = clean_errors or self.errors(ids)
             kept = {site: clean[site].expand_as for site in sites}
         else:
             kept = dict.fromkeys(sites, lambda error: error * ~reads[..., None])
-        hooks = {site: self._splice(site, reads, edits.get(site), kept[site]) for site in sites}
+        decoded, changes = Carried(), Carried()
+        hooks = {
+            site: self._splice(site, reads, edits.get(site), kept[site], decoded, changes)
+            for site in sites
+        }
         return self.forward(ids, hooks, output=output)
 
     @overload
@@ -249,11 +256,10 @@ class SplicedModel:
         reads = self.reads(ids)
         embedding, inputs, outputs = self.activations(ids)
         sites = {}
-        for site in self.sites:
-            dictionary = self.dictionaries[site]
-            active, reconstruction = _read(dictionary, inputs[site], reads)
+        for site, active, reconstruction in self._read_each(inputs, reads):
             error = (outputs[site] - reconstruction)[0]
-            sites[site] = SiteTrace(active.pos, active.latent, active.acts, error, dictionary.d_sae)
+            d_sae = self.dictionaries.summary(site).d_sae
+            sites[site] = SiteTrace(active.pos, active.latent, active.acts, error, d_sae)
         return Trace(ids[0], embedding[0], sites)
 
     @torch.no_grad()
@@ -282,16 +288,24 @@ class SplicedModel:
         reads = self.reads(ids)
         _, inputs, outputs = self.activations(ids)
         return {
-            site: outputs[site] - _read(self.dictionaries[site], x, reads)[1]
-            for site, x in inputs.items()
+            site: outputs[site] - reconstruction
+            for site, _, reconstruction in self._read_each(inputs, reads)
         }
 
     def split(self, site: Site, x: Tensor, reads: Tensor) -> tuple[Tensor, Tensor]:
         """`acts [batch, pos, d_sae]` and what they decode to, `[batch, pos, d_out]`, at `reads`.
 
-        Both in float32, or wider where the dictionary is; `x` is what the site reads.
+        Both in float32, or wider where the dictionary is; `x` is what the site reads. What latents
+        of other layers write there (of cross-layer transcoders) is left out.
         """
-        return _split(self.dictionaries[site], x, reads)
+        dictionary = self.dictionaries[site]
+        active, reconstruction = _read(dictionary, x, reads)
+        return _dense(active, dictionary.d_sae, x), reconstruction
+
+    def writes_to(self, site: Site) -> tuple[Site, ...]:
+        """Where the latents of `site` write: there, and a cross-layer transcoder's above it too."""
+        n_later = self.dictionaries.summary(site).n_later
+        return tuple(Site(site.layer + n, site.kind) for n in range(n_later + 1))
 
     def reads(self, ids: Tensor) -> Tensor:
         """Where dictionaries read, `[batch, pos]`: everywhere but BOS, EOS and padding."""
@@ -366,20 +380,53 @@ class SplicedModel:
     def d_vocab(self) -> int:
         return self.config.vocab_size
 
+    def _read_each(
+        self, inputs: Mapping[Site, Tensor], reads: Tensor
+    ) -> Iterator[tuple[Site, Active, Tensor]]:
+        """Site by site the active latents and what all latents decode to, `[batch, pos, d_out]`."""
+        decoded = Carried()
+        for site, x in inputs.items():
+            dictionary = self.dictionaries[site]
+            active, own = _read(dictionary, x, reads)
+            yield site, active, decoded.up(site, own, _later(dictionary, active, own))
+
+    def _involved(self, edited: Collection[Site]) -> tuple[Site, ...]:
+        """The sites `edited`, those that write there and those that they write to."""
+        reach = {site: set(self.writes_to(site)) for site in (*self.sites, *edited)}
+        changed = set(edited).union(*(reach[site] for site in edited))
+        return tuple(
+            site for site in reach if site in changed or not reach[site].isdisjoint(edited)
+        )
+
     def _splice(
-        self, site: Site, reads: Tensor, edit: Edit | None, keep: Callable[[Tensor], Tensor]
+        self,
+        site: Site,
+        reads: Tensor,
+        edit: Edit | None,
+        keep: Callable[[Tensor], Tensor],
+        decoded: Carried,
+        changes: Carried,
     ) -> SiteHook:
-        """The module's formula at one site; `keep` gives the error as it is without the edit."""
+        """The module's formula at one site.
+
+        Args:
+            keep: Gives the error as it is without the edit.
+            decoded: What latents of lower layers write, as they arrive.
+            changes: What their edits change of it.
+        """
 
         def hook(read: Tensor, written: Tensor) -> Tensor:
             dictionary = self.dictionaries[site]  # only now: few of them are in memory at a time
-            acts, reconstruction = _split(dictionary, read, reads)
-            error = written - reconstruction
+            active, own = _read(dictionary, read, reads)
+            error = written - decoded.up(site, own, _later(dictionary, active, own))
             kept = keep(error)
+            acts = _dense(active, dictionary.d_sae, read)
             new_acts, new_error = edit(acts, kept) if edit else (acts, kept)
             changed = Active.of((new_acts - acts).flatten(0, 1))
-            change, _ = write_active(dictionary.W_dec, changed, read.shape[0] * read.shape[1])
-            return written + (change.view_as(error) + (new_error - error)).to(written.dtype)
+            own, _ = write_active(dictionary.W_dec, changed, read.shape[0] * read.shape[1])
+            own = own.view_as(error)
+            change = changes.up(site, own, _later(dictionary, changed, own))
+            return written + (change + (new_error - error)).to(written.dtype)
 
         return hook
 
@@ -396,8 +443,7 @@ class SplicedModel:
             held.append(x)
 
         def write(written: Tensor) -> Tensor:
-            x = family.normalized(norm, held.pop(), frozen=freeze.norms)
-            return hook(x, written)
+            return hook(self._enter(site, norm, held.pop(), freeze), written)
 
         return [(f"{name}.hook_in", read), (family.hook_point(site), _as_hook(write))]
 
@@ -421,10 +467,16 @@ class SplicedModel:
             return [(family.hook_point(site), _as_watch(lambda x: keep(x.flatten(2))))]
         name, norm = found
 
-        def normalize(x: Tensor) -> None:
-            keep(family.normalized(norm, x, frozen=freeze.norms))
+        def enter(x: Tensor) -> None:
+            keep(self._enter(site, norm, x, freeze))
 
-        return [(f"{name}.hook_in", _as_watch(normalize))]
+        return [(f"{name}.hook_in", _as_watch(enter))]
+
+    def _enter(self, site: Site, norm: Any, x: Tensor, freeze: Freeze) -> Tensor:
+        """What a site that reads at `norm` makes of the norm's input `x`."""
+        if site in self.dictionaries and self.dictionaries.summary(site).reads_residual:
+            return x
+        return self.family.normalized(norm, x, frozen=freeze.norms)
 
     def _check_hook_points(self, names: Sequence[str]) -> None:
         """Refuse hook points that the model does not have; a mistyped one is a user's mistake."""
@@ -486,15 +538,37 @@ def splice(
                 f"the dictionary at {site} reads {dictionary.d_in} and writes {dictionary.d_out} "
                 f"numbers a position; {name} has {width} there"
             )
+        _check_later(store, site)
     return SplicedModel(name, bridge, store, tuple(example_texts))
 
 
-def _split(dictionary: Dictionary, x: Tensor, reads: Tensor) -> tuple[Tensor, Tensor]:
-    """`acts [batch, pos, d_sae]` and what they decode to, `[batch, pos, d_out]`, at `reads`."""
-    active, reconstruction = _read(dictionary, x, reads)
-    acts = active.acts.new_zeros(x.shape[0] * x.shape[1], dictionary.d_sae)
+def _check_later(store: DictionaryStore, site: Site) -> None:
+    """Refuse what only a transcoder can have elsewhere, and one that writes where there is none."""
+    summary = store.summary(site)
+    if site.kind != "transcoder" and (summary.n_later or summary.reads_residual):
+        raise UserError(
+            f"the dictionary at {site} has what only transcoders have (later decoders, or reading "
+            f"the residual stream); splice it in at transcoder.{site.layer}"
+        )
+    for there in (Site(site.layer + n, site.kind) for n in range(1, summary.n_later + 1)):
+        if there not in store:
+            raise UserError(
+                f"the cross-layer transcoder at {site} also writes to {there}, which has no "
+                "dictionary; splice in those of all the layers that it writes to"
+            )
+
+
+def _dense(active: Active, d_sae: int, x: Tensor) -> Tensor:
+    """Activations `[batch, pos, d_sae]` on `x [batch, pos, d_in]`."""
+    acts = active.acts.new_zeros(x.shape[0] * x.shape[1], d_sae)
     acts[active.pos, active.latent] = active.acts
-    return acts.view(*x.shape[:2], -1), reconstruction
+    return acts.view(*x.shape[:2], -1)
+
+
+def _later(dictionary: Dictionary, active: Active, own: Tensor) -> list[Tensor]:
+    """What latents write to each of the next layers, in the shape of `own [batch, pos, d_out]`."""
+    n_pos = own.shape[0] * own.shape[1]
+    return [written.view_as(own) for written in write_later(dictionary, active, n_pos)]
 
 
 def _read(dictionary: Dictionary, x: Tensor, reads: Tensor) -> tuple[Active, Tensor]:

@@ -45,11 +45,22 @@ class Summary:
     d_out: int
     n_bytes: int
     has_skip: bool
+    n_later: int
+    reads_residual: bool
 
     @classmethod
     def of(cls, d: Dictionary) -> Summary:
-        has_skip = d.W_skip is not None
-        return cls(d.name, d.average_l0, d.d_in, d.d_sae, d.d_out, d.n_bytes, has_skip)
+        return cls(
+            name=d.name,
+            average_l0=d.average_l0,
+            d_in=d.d_in,
+            d_sae=d.d_sae,
+            d_out=d.d_out,
+            n_bytes=d.n_bytes,
+            has_skip=d.W_skip is not None,
+            n_later=d.n_later,
+            reads_residual=d.reads_residual,
+        )
 
 
 class DictionaryStore(Mapping[Site, Dictionary]):

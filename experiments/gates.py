@@ -30,8 +30,9 @@ from tqdm import tqdm
 from attribution.attribute import record
 from attribution.gradients import check_batch_size
 from circuits import Site, SplicedModel, UserError
-from circuits.active import find_active, reconstruct
+from circuits.active import find_active, reconstruct, write_later
 from circuits.catalogue import ranges
+from circuits.cross_layer import Carried
 from circuits.outputs import LAST_LOGITS
 from circuits.sites import ALL_KINDS
 from circuits.splice import SiteHook
@@ -245,6 +246,7 @@ def _measure(model: SplicedModel, ids: Tensor, sums: Mapping[Site, _Sums], bar: 
     """One pass of `ids [batch, pos]`, in which each site's sums grow."""
     reads = model.reads(ids)
     wide = torch.promote_types(model.dtype, torch.float32)
+    decoded = Carried()
 
     def look(site: Site) -> SiteHook:
         def hook(read: Tensor, written: Tensor) -> Tensor:
@@ -252,7 +254,8 @@ def _measure(model: SplicedModel, ids: Tensor, sums: Mapping[Site, _Sums], bar: 
             x, target = read[reads], written[reads].to(wide)  # [text tokens, d]
             everywhere = reads.new_ones(len(x))
             active = find_active(dictionary, x, everywhere)
-            error = target - reconstruct(dictionary, x, everywhere, active)
+            own = reconstruct(dictionary, x, everywhere, active)
+            error = target - decoded.up(site, own, write_later(dictionary, active, len(x)))
             sums[site].add(target, error, len(active.pos))
             bar.update()
             return written

@@ -93,7 +93,8 @@ def promoted_logits(model: SplicedModel, site: Site, latents: Sequence[int]) -> 
     The linear approximation of the module's docstring; up to a positive factor per latent.
     """
     huggingface: Any = model.bridge.original_model
-    direction = model.dictionaries[site].W_dec[list(latents)].float()
+    decoders = model.dictionaries[site].decoders  # all that it writes is added to the residual
+    direction = torch.stack([W_dec[list(latents)].float() for W_dec in decoders]).sum(0)
     family = family_of(huggingface)
     gain = family.gain(family.norms_of(huggingface)["ln_final"])
     direction = family.to_residual(huggingface, site, direction) * gain
@@ -154,6 +155,7 @@ def _encoder(model: SplicedModel, site: Site, latents: Sequence[int]) -> Callabl
         b_enc=dictionary.b_enc[indices],
         threshold=dictionary.threshold[indices],
         W_dec=dictionary.W_dec[indices],
+        W_later=None,  # it only encodes
     )
     return part.encode
 

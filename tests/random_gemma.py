@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -58,12 +59,22 @@ def save_words(folder: Path, n: int) -> None:
 
 
 def chosen_dictionaries(kinds: Iterable[str], *, dtype: torch.dtype = torch.float32) -> dict:
-    """At every layer one of each of `kinds`; `skip` is a transcoder with a skip connection."""
+    """At every layer one of each of `kinds`.
+
+    `skip` is a transcoder with a skip connection, `cross` a cross-layer one, `cross residual` one
+    that reads the residual stream.
+    """
     every = random_dictionaries(dtype=dtype)
-    for kind in ("transcoder", "skip"):
-        if kind in kinds:
-            every |= random_transcoders(skip=kind == "skip", dtype=dtype)
-    wanted = {"transcoder" if kind == "skip" else kind for kind in kinds}
+    transcoders = {
+        "transcoder": random_transcoders,
+        "skip": partial(random_transcoders, skip=True),
+        "cross": random_cross_layer,
+        "cross residual": partial(random_cross_layer, residual=True),
+    }
+    for kind in kinds:
+        if kind in transcoders:
+            every |= transcoders[kind](dtype=dtype)
+    wanted = {"transcoder" if kind in transcoders else kind for kind in kinds}
     return {site: every[site] for site in sorted(every) if site.kind in wanted}
 
 
@@ -99,4 +110,18 @@ def random_dictionaries(
         )
         for layer in range(N_LAYERS)
         for kind in kinds
+    }
+
+
+def random_cross_layer(*, residual: bool = False, dtype: torch.dtype = torch.float32) -> dict:
+    """A cross-layer transcoder: one for every layer, which writes to all layers after it too."""
+    generator = torch.Generator().manual_seed(4)
+
+    def later(n: int) -> torch.Tensor | None:
+        shape = (D_SAE, n, D_MODEL)
+        return torch.randn(*shape, generator=generator).to(dtype) * 0.1 if n else None
+
+    return {
+        site: replace(d, W_later=later(N_LAYERS - 1 - site.layer), reads_residual=residual)
+        for site, d in random_transcoders(dtype=dtype).items()
     }

@@ -2,6 +2,8 @@
 
 - `fixtures/circuit_tracer.npz`: a random model with random transcoders. Their weights are rounded
   to float16, in which they are saved, so that both sides have the same numbers.
+- `fixtures/circuit_tracer_cross_layer.npz`: the same model with cross-layer transcoders, which read
+  the residual stream or the MLP's normalised input; beside it their folders, by circuit-tracer.
 - `fixtures/circuit_tracer_bundled.npz`: the bundled model with the transcoders trained for it, both
   read from their folder.
 
@@ -19,12 +21,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+import yaml
 from circuit_tracer import attribute
 from circuit_tracer.replacement_model.replacement_model_transformerlens import (
     TransformerLensReplacementModel,
 )
 from circuit_tracer.transcoder import SingleLayerTranscoder, TranscoderSet
 from circuit_tracer.transcoder.activation_functions import JumpReLU
+from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
 from tokenizers import Tokenizer
 from transformer_lens import HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import convert_gemma_weights
@@ -53,6 +57,10 @@ CASES = {
     "jumprelu": {"tokens": [2, 7, 4, 11, 8], "threshold": True, "skip": False},
     "relu_skip": {"tokens": [6, 5, 9, 4, 5], "threshold": False, "skip": True},
     "jumprelu_skip": {"tokens": [6, 7, 4, 11, 8], "threshold": True, "skip": True},
+}
+CROSS_LAYER_CASES = {
+    "relu": {"tokens": [2, 5, 9, 4, 5], "threshold": False, "reads": "hook_resid_mid"},
+    "jumprelu": {"tokens": [2, 7, 4, 11, 8], "threshold": True, "reads": "ln2.hook_normalized"},
 }
 LOGITS = [3, 10]
 
@@ -116,8 +124,49 @@ def as_set(layers: list[dict[str, np.ndarray]], *, threshold: bool, skip: bool) 
     return TranscoderSet(made, "ln2.hook_normalized", "hook_mlp_out")
 
 
+def random_cross_layer(rng: np.random.Generator) -> list[dict[str, np.ndarray]]:
+    """Layer by layer circuit-tracer's arrays, as it saves them but for the layer in their names."""
+    d, n_layers = CONFIG["hidden_size"], CONFIG["num_hidden_layers"]
+    layers = []
+    for layer in range(n_layers):
+        arrays = {
+            "W_enc": rng.normal(size=(D_SAE, d)) * 0.3,
+            "b_enc": rng.normal(size=D_SAE) * 0.1,
+            "threshold": rng.uniform(0.3, 1.0, size=D_SAE),
+            "W_dec": rng.normal(size=(D_SAE, n_layers - layer, d)) * 0.2,
+            "b_dec": rng.normal(size=d) * 0.1,
+        }
+        layers.append({key: array.astype(np.float16) for key, array in arrays.items()})
+    return layers
+
+
+def as_cross_layer(
+    layers: list[dict[str, np.ndarray]], *, threshold: bool, reads: str
+) -> CrossLayerTranscoder:
+    """circuit-tracer's own module."""
+    made = CrossLayerTranscoder(
+        len(layers),
+        D_SAE,
+        CONFIG["hidden_size"],
+        activation_function="jump_relu" if threshold else "relu",
+        lazy_decoder=False,
+        feature_input_hook=reads,
+        device=torch.device("cpu"),
+        dtype=torch.float64,
+    )
+    for layer, arrays in enumerate(layers):
+        t = {key: torch.from_numpy(array).double() for key, array in arrays.items()}
+        for key in ("W_enc", "b_enc", "W_dec", "b_dec"):
+            getattr(made, key)[layer].data.copy_(t[key])
+        if threshold:
+            made.activation_function.threshold[layer].data.copy_(t["threshold"][None])
+    return made
+
+
 def replacement_model(
-    huggingface: Gemma2ForCausalLM, transcoders: TranscoderSet, first_token: int
+    huggingface: Gemma2ForCausalLM,
+    transcoders: TranscoderSet | CrossLayerTranscoder,
+    first_token: int,
 ) -> TransformerLensReplacementModel:
     """circuit-tracer's model; it takes the first token for a special one, as it must."""
     of = huggingface.config
@@ -170,7 +219,10 @@ def replacement_model(
 
 
 def trace(
-    huggingface: Gemma2ForCausalLM, transcoders: TranscoderSet, ids: list[int], logits: list[int]
+    huggingface: Gemma2ForCausalLM,
+    transcoders: TranscoderSet | CrossLayerTranscoder,
+    ids: list[int],
+    logits: list[int],
 ) -> dict[str, np.ndarray]:
     """circuit-tracer's matrix of all active features, once its logits are Hugging Face's."""
     tokens = torch.tensor(ids)
@@ -213,6 +265,27 @@ def save_random() -> None:
     save("circuit_tracer.npz", saved, {"config": CONFIG, "cases": CASES, "logits": LOGITS})
 
 
+def save_cross_layer() -> None:
+    """The model is that of `save_random`."""
+    huggingface, _ = random_model(np.random.default_rng(0))
+    layers = random_cross_layer(np.random.default_rng(1))
+    saved = {}
+    for name, case in CROSS_LAYER_CASES.items():
+        transcoder = as_cross_layer(layers, threshold=case["threshold"], reads=case["reads"])
+        arrays = trace(huggingface, transcoder, case["tokens"], LOGITS)
+        saved |= {f"{name}/{key}": array for key, array in arrays.items()}
+        folder = FIXTURES / "circuit_tracer_cross_layer" / name
+        transcoder.half().to_safetensors(str(folder))
+        config = {
+            "model_name": "random",
+            "model_kind": "cross_layer_transcoder",
+            "feature_input_hook": case["reads"],
+            "feature_output_hook": "hook_mlp_out",
+        }
+        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    save("circuit_tracer_cross_layer.npz", saved, {"cases": CROSS_LAYER_CASES, "logits": LOGITS})
+
+
 def bundled_transcoders(n_layers: int) -> list[dict[str, np.ndarray]]:
     """Gemma Scope's arrays, layer by layer."""
     layers = []
@@ -244,6 +317,7 @@ def save_bundled() -> None:
 def main() -> None:
     torch.set_default_dtype(torch.float64)
     save_random()
+    save_cross_layer()
     save_bundled()
 
 

@@ -37,12 +37,15 @@ from circuits import (
 )
 from circuits.active import Active
 from circuits.freeze import Freeze
+from circuits.gemma_scope import dictionaries_from_folder
 from tests.random_gemma import save_words
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SAVED = np.load(FIXTURES / "circuit_tracer.npz", allow_pickle=False)
+SAVED_CROSS_LAYER = np.load(FIXTURES / "circuit_tracer_cross_layer.npz", allow_pickle=False)
 SAVED_BUNDLED = np.load(FIXTURES / "circuit_tracer_bundled.npz", allow_pickle=False)
 ABOUT = json.loads(str(SAVED["about"]))
+CROSS_LAYER_CASES = json.loads(str(SAVED_CROSS_LAYER["about"]))["cases"]
 BUNDLED_CASES = json.loads(str(SAVED_BUNDLED["about"]))["cases"]
 SITES = [Site(layer, "transcoder") for layer in range(ABOUT["config"]["num_hidden_layers"])]
 
@@ -147,6 +150,18 @@ def test_edges_equal_circuit_tracers_adjacency_matrix(bridge, name):
     assert {node for node in latents if node.pos > 0} == set(peer_features(SAVED, name))
     first_is_bos = not model.reads(ids)[0, 0]
     assert any(node.pos == 0 for node in latents) != first_is_bos
+
+
+@pytest.mark.parametrize("name", list(CROSS_LAYER_CASES))
+def test_edges_of_a_cross_layer_transcoder_equal_circuit_tracers(bridge, name):
+    """Read from the folder that circuit-tracer saved it in."""
+    folder = FIXTURES / "circuit_tracer_cross_layer" / name
+    dictionaries = dictionaries_from_folder(folder, sites=["transcoder"])
+    model = splice(bridge, dictionaries, name="peer")
+    ids = torch.tensor([CROSS_LAYER_CASES[name]["tokens"]])
+    latents = check_edges(model, ids, ABOUT["logits"], SAVED_CROSS_LAYER, name)
+    assert latents == set(peer_features(SAVED_CROSS_LAYER, name))
+    assert {node.site for node in latents} == set(SITES)
 
 
 @pytest.fixture(scope="module")

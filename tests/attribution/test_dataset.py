@@ -17,7 +17,7 @@ from attribution.prompt_store import PromptStore
 from attribution.statistics import statistics
 from circuits import LatentNode, Prompt, Site, UserError, corrupted_reference, splice
 from experiments.tasks import TASKS
-from tests.random_gemma import random_dictionaries
+from tests.random_gemma import chosen_dictionaries, random_dictionaries
 
 TEXTS = ["w1 w5 w9", "w2 w5 w9", "w1 w6 w9", "w1 w5 w8"]
 LONGER = [*TEXTS[:3], "w1 w5 w9 w2 w5 w9"]
@@ -338,3 +338,18 @@ def test_memory_does_not_grow_with_the_number_of_prompts(tmp_path):
     peak(2)  # what is imported or cached on first use
     few, many = peak(64), peak(128)
     assert many < 1.1 * few
+
+
+def test_errors_carry_what_cross_layer_latents_write_at_their_layer(bridge):
+    """Of one prompt the table of nodes has the numbers of `attribute`."""
+    model = splice(bridge, chosen_dictionaries(["cross"]), name="random")
+    table = attribute_dataset(
+        model, TEXTS[:1], third_over_fourth, max_latents=20, max_edges=0, n_bootstrap=100
+    ).nodes_table()
+    one = attribute(model, TEXTS[0], third_over_fourth(None), max_latents=20)
+    expected = dict(zip(map(str, one.nodes), one.effects.tolist(), strict=True))
+    found = dict(zip(table["node"], table["mean"], strict=True))
+    errors = [name for name in found if "/error@" in name]
+    assert len(errors) == 3 * 4
+    for name in errors:
+        assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5)

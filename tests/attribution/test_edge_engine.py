@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
@@ -42,6 +42,8 @@ class Shape:
     n_tokens: int
     sites: tuple[Site, ...]
     skip: bool
+    cross: bool
+    residual: bool
 
 
 @st.composite
@@ -62,6 +64,8 @@ def shapes(draw):
         n_tokens=draw(st.integers(1, 8)),
         sites=tuple(sorted(sites)),
         skip=draw(st.booleans()),
+        cross=draw(st.booleans()),
+        residual=draw(st.booleans()),
     )
 
 
@@ -96,6 +100,15 @@ def build(shape, folder):
     def skip():
         return torch.randn(D_MODEL, D_MODEL) * 0.2
 
+    def later(site):
+        """Decoders for the next layers, up to the first without a transcoder."""
+        above = itertools.takewhile(
+            lambda n: Site(n, "transcoder") in shape.sites,
+            range(site.layer + 1, shape.n_layers),
+        )
+        n = len(list(above)) if shape.cross and site.kind == "transcoder" else 0
+        return torch.randn(D_SAE, n, D_MODEL) * 0.2 if n else None
+
     dictionaries = {
         site: Dictionary(
             W_enc=torch.randn(widths[site.kind], D_SAE) * 0.3,
@@ -104,6 +117,8 @@ def build(shape, folder):
             W_dec=torch.randn(D_SAE, widths[site.kind]) * 0.2,
             b_dec=torch.randn(widths[site.kind]) * 0.1,
             W_skip=skip() if shape.skip and site.kind == "transcoder" else None,
+            W_later=later(site),
+            reads_residual=shape.residual and site.kind == "transcoder",
         )
         for site in shape.sites
     }
@@ -161,8 +176,9 @@ def slow_row(model, nodes, acts, cut, leaf, grad):
         if d.W_skip is not None:
             left -= cut.inputs[leaf].detach()[0] @ d.W_skip * cut.reads[:, None]
     for s, node in enumerate(nodes):
-        if isinstance(node, LatentNode) and node.site == leaf:
-            written = acts[s] * d.W_dec[node.latent]
+        if isinstance(node, LatentNode) and leaf in model.writes_to(node.site):
+            decoders = model.dictionaries[node.site].decoders
+            written = acts[s] * decoders[leaf.layer - node.site.layer][node.latent]
             row[s] = grad[node.pos] @ written
             left[node.pos] -= written
     for s, node in enumerate(nodes):
@@ -183,6 +199,18 @@ def close(found, expected, rel=1e-4):
 freezes = st.builds(
     Freeze, attention=st.booleans(), norms=st.booleans(), mlp=st.sampled_from(RULES)
 )
+
+
+def crossed(layers, kinds=("attn", "transcoder"), **kwargs):
+    """A shape with cross-layer transcoders."""
+    sites = tuple(Site(n, kind) for n in range(layers) for kind in kinds)
+    fixed = {"n_kv": 2, "group": 1, "d_head": 4, "window": 2, "soft_caps": True, "n_tokens": 2}
+    return Shape(seed=3, n_layers=layers, sites=sites, skip=True, cross=True, **fixed, **kwargs)
+
+
+CROSSED = crossed(3, residual=False)
+CROSSED_ALONE = crossed(3, ("transcoder",), residual=True)
+
 few = settings(
     max_examples=20,
     deadline=None,
@@ -192,6 +220,8 @@ few = settings(
 
 
 @few
+@example(CROSSED, Freeze(attention=True, norms=True), 20_000)
+@example(CROSSED_ALONE, Freeze(attention=True), 2**28)
 @given(shape=shapes(), freeze=freezes, memory=st.sampled_from([1, 20_000, 2**28]))
 def test_edges_equal_a_backward_pass_a_target(folders, shape, freeze, memory):
     """Whatever the shape, the sites, what is frozen, the rule for MLPs and the batches."""
@@ -207,6 +237,8 @@ def test_edges_equal_a_backward_pass_a_target(folders, shape, freeze, memory):
 
 
 @few
+@example(CROSSED, "relp")
+@example(CROSSED_ALONE, "integrated")
 @given(shape=shapes(), rule=st.sampled_from(["relp", "integrated"]))
 def test_conserving_rules_make_all_edges_sum_to_the_pre_activation(folders, shape, rule):
     """Norms and patterns frozen: then also through MLPs, for every choice of sites."""
@@ -222,6 +254,8 @@ def test_conserving_rules_make_all_edges_sum_to_the_pre_activation(folders, shap
 
 
 @few
+@example(CROSSED, Freeze(attention=True, norms=True))
+@example(CROSSED_ALONE, Freeze())
 @given(shape=shapes(), freeze=freezes)
 def test_all_paths_sum_to_the_frozen_total_effect(folders, shape, freeze):
     """The Neumann series over the unpruned graph against autograd, in every mode."""

@@ -54,6 +54,12 @@ def transcoded(request, some_bridge):
     return splice(some_bridge, chosen_dictionaries(request.param), name="random")
 
 
+@pytest.fixture(scope="module")
+def crossed(bridge):
+    """A model with a cross-layer transcoder spliced, which reads the residual stream."""
+    return splice(bridge, chosen_dictionaries(["cross residual"]), name="random")
+
+
 def measure(model, interventions, downstream):
     """The metric, and which latents are on anywhere."""
     on = []
@@ -88,6 +94,11 @@ def test_an_effect_is_a_finite_difference(model, site, downstream):
 @pytest.mark.parametrize("site", TRANSCODERS, ids=str)
 def test_an_effect_of_a_transcoder_is_a_finite_difference(transcoded, site, downstream):
     check_finite_differences(transcoded, site, downstream)
+
+
+@pytest.mark.parametrize("downstream", ["recompute", "freeze"])
+def test_an_effect_of_a_cross_layer_transcoder_is_a_finite_difference(crossed, downstream):
+    check_finite_differences(crossed, Site(0, "transcoder"), downstream)
 
 
 def check_finite_differences(model, site, downstream):
@@ -168,6 +179,36 @@ def test_the_baseline_is_subtracted(model):
     assert effects.token_effect[2] != 0
 
 
+def test_what_latents_of_all_layers_write_somewhere_has_its_effects(crossed):
+    """Gradient . x there is that of the error, the bias and a part of each latent below."""
+    effects = total_effects(crossed, TEXT, METRIC)
+    outputs = crossed.activations(crossed.tokens(TEXT))[2]
+    for there in TRANSCODERS:
+        e = effects.sites[there]
+        total = e.error_effect.sum() + e.bias_effect
+        for site in TRANSCODERS[: there.layer + 1]:
+            total += effects.sites[site].by_layer[there.layer - site.layer].sum()
+        expected = (e.grad_output * outputs[there][0]).sum()
+        torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(e.by_layer.sum(0), e.effect)
+
+
+def test_errors_carry_what_latents_that_are_no_nodes_write_there(crossed):
+    """Also where those are of a lower layer: an error is gradient . what the nodes leave."""
+    effects = total_effects(crossed, TEXT, METRIC)
+    kept = {site: torch.arange(len(e.pos)) % 3 == 0 for site, e in effects.sites.items()}
+    carried = effects.left_out(kept)
+    for there in TRANSCODERS:
+        error = crossed.trace(TEXT).sites[there].error.clone()
+        for site in TRANSCODERS[: there.layer + 1]:
+            e, decoders = effects.sites[site], crossed.dictionaries[site].decoders
+            out = ~kept[site]
+            written = decoders[there.layer - site.layer][e.latent[out]] * e.acts[out, None]
+            error.index_add_(0, e.pos[out], written)
+        expected = (effects.sites[there].grad_output * error).sum(-1)
+        torch.testing.assert_close(carried[there], expected, rtol=1e-4, atol=1e-4)
+
+
 def strongest(model, site, top=3):
     effects = total_effects(model, TEXT, METRIC)
     return [node for node in effects.strongest() if node.site == site][:top]
@@ -191,13 +232,17 @@ def test_joint_integrated_gradients_of_a_transcoder_conserve(transcoded, site, w
     check_conservation(transcoded, site, which)
 
 
-def check_conservation(model, site, which):
+def test_joint_integrated_gradients_of_a_cross_layer_transcoder_conserve(crossed):
+    check_conservation(crossed, Site(0, "transcoder"), "corrupted", n=32)
+
+
+def check_conservation(model, site, which, n=256):
     reference = {
         "zero": lambda: zero_reference(model, PROMPT),
         "mean": lambda: mean_reference(model, [TEXT, OTHER, TEXT.replace("w9", "w8")]),
         "corrupted": lambda: corrupted_reference(model, PROMPT),
     }[which]()
-    e = integrated_effects(model, PROMPT, METRIC, n=256, reference=reference).sites[site]
+    e = integrated_effects(model, PROMPT, METRIC, n=n, reference=reference).sites[site]
     ids = model.tokens(TEXT)
 
     def to_reference(acts, error):
@@ -218,9 +263,13 @@ def test_integrated_gradients_of_one_latent_of_a_transcoder_are_its_ablation(tra
     check_ablation(transcoded, Site(1, "transcoder"))
 
 
-def check_ablation(model, site):
+def test_integrated_gradients_of_one_latent_of_a_cross_layer_transcoder(crossed):
+    check_ablation(crossed, Site(0, "transcoder"), n=64)
+
+
+def check_ablation(model, site, n=256):
     nodes = [*strongest(model, site), ErrorNode(site, 4)]
-    effects = integrated_each(model, TEXT, METRIC, nodes, n=256, batch_size=256)
+    effects = integrated_each(model, TEXT, METRIC, nodes, n=n, batch_size=256)
     clean = measure(model, [], "recompute")[0]
     for node, effect in zip(nodes, effects.tolist(), strict=True):
         measured = clean - measure(model, [zero(node)], "recompute")[0]

@@ -33,6 +33,7 @@ DICTIONARIES = {
     "JumpReLU": jumprelu(),
     "TopK": replace(jumprelu(), k=5),
     "skip": replace(jumprelu(), W_skip=random(D_IN, D_OUT, seed=5)),
+    "cross-layer": replace(jumprelu(), W_later=random(D_SAE, 2, D_OUT, seed=10)),
 }
 X = random(2, N_POS, D_IN, seed=6)
 READS = torch.rand(2, N_POS, generator=torch.Generator().manual_seed(7)) < 0.7
@@ -80,11 +81,12 @@ def test_reconstruction_is_decode_of_encode(dictionary):
 
 def test_its_gradient_is_the_dense_one(dictionary):
     """Autograd through `decode(encode(x))` is the oracle."""
-    upstream = random(2, N_POS, D_OUT, seed=9)
+    upstream = random(1 + dictionary.n_later, 2, N_POS, D_OUT, seed=9)
     sparse, dense = (X.clone().requires_grad_() for _ in range(2))
     value = Reconstruction.apply(sparse, READS, {SITE: dictionary}, SITE)
-    expected = dictionary.decode(dictionary.encode(dense) * READS[..., None], dense)
-    expected = expected * READS[..., None]
+    acts = dictionary.encode(dense) * READS[..., None]
+    own = dictionary.decode(acts, dense) * READS[..., None]
+    expected = torch.stack([own, *(acts @ W_dec for W_dec in dictionary.decoders[1:])])
     torch.testing.assert_close(value, expected)
     (value * upstream).sum().backward()
     (expected * upstream).sum().backward()

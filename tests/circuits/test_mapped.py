@@ -134,6 +134,13 @@ def test_settings_beside_the_weights_count(tmp_path, source):
     assert copy_path(weights, torch.float32) != before
 
 
+def test_several_files_of_one_folder_have_a_copy_each(tmp_path, source):
+    first, second = (tmp_path / f"{name}.safetensors" for name in "ab")
+    for path in (first, second):
+        path.write_bytes(b"weights")
+    assert copy_path(first, torch.float32) != copy_path(second, torch.float32)
+
+
 def test_what_a_killed_process_left_is_cleared_away(source):
     path = copy_path(source, torch.float32)
     path.parent.mkdir(parents=True)

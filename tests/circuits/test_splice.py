@@ -46,6 +46,7 @@ def keep(acts, error):
 def choices_of_sites():
     kinds = [c for n in (1, 2, 3) for c in combinations(KINDS, n)]
     kinds += [("transcoder",), ("skip",), ("attn", "transcoder"), ("attn", "skip", "resid")]
+    kinds += [("cross",), ("attn", "cross residual", "resid")]
     choices = [chosen_dictionaries(some) for some in kinds]
     plain, transcoders = random_dictionaries(), random_transcoders(skip=True)
     return [
@@ -61,7 +62,8 @@ def choices_of_sites():
 
 def names(dictionaries):
     skips = any(d.W_skip is not None for d in dictionaries.values())
-    return "+".join(map(str, dictionaries)) + ("+skips" if skips else "")
+    later = any(d.n_later for d in dictionaries.values())
+    return "+".join(map(str, dictionaries)) + "+skips" * skips + "+later" * later
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

@@ -12,7 +12,7 @@ from circuits.mapped import save_mapped
 from circuits.store import DictionaryStore
 from experiments import GateReport, check_dictionaries
 from experiments.gates import GateRow, _Sums, default_texts
-from tests.random_gemma import D_MODEL, random_dictionaries
+from tests.random_gemma import D_MODEL, chosen_dictionaries, random_dictionaries
 
 TEXTS = [" ".join(f"w{(3 * i + j * (i + 1)) % 36}" for j in range(3 + 2 * i)) for i in range(11)]
 
@@ -49,6 +49,19 @@ def test_streaming_sums_equal_the_slow_twin(model, activations, batch_size):
         l0, explained = slow_numbers(model.dictionaries[row.site], activations[row.site])
         assert row.l0 == pytest.approx(l0, rel=1e-5)
         assert row.explained == pytest.approx(explained, rel=1e-5)
+
+
+def test_a_cross_layer_transcoder_is_judged_by_what_all_layers_write(bridge):
+    model = splice(bridge, chosen_dictionaries(["cross"]), name="random")
+    x, error = ([], [])
+    for text in TEXTS:
+        outputs, trace = model.activations(model.tokens(text))[2], model.trace(text)
+        x.append(outputs[Site(2, "transcoder")][0, 1:].double())
+        error.append(trace.sites[Site(2, "transcoder")].error[1:].double())
+    x, error = torch.cat(x), torch.cat(error)
+    expected = 1 - error.pow(2).sum() / (x - x.mean(0)).pow(2).sum()
+    row = list(check_dictionaries(model, TEXTS))[2]
+    assert row.explained == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_one_dictionary_at_a_time_gives_the_same_rows(model, bridge, tmp_path):
