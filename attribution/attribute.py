@@ -108,7 +108,7 @@ def attribute(
             `max_latents`.
         choose: Which `max_latents` they are: those with the largest total `effect`, or those with
             the most `influence` on the output through the edges, found step by step (as
-            circuit-tracer does; it keeps the edges from all active latents in memory meanwhile).
+            circuit-tracer does), which takes their edges from all active latents beforehand.
         downstream: Convention of the effects: `recompute` or `freeze`.
         attention: Attention patterns in the edges: `frozen` or `live`.
         norms: Norm scales in the edges: `frozen` or `live`.
@@ -135,17 +135,16 @@ def attribute(
     )
     explained, weights = bind_all(metric, model)
     cut = local_pass(model, ids, explained, freeze)
-    if choose == "influence" and max_latents is not None and latents is None:
+    if latents is not None:
+        chosen = given(effects, latents)
+    elif choose == "influence" and max_latents is not None:
         every = strongest(effects, None)
-        all_nodes = node_table(effects, every, metric)
-        found = influential(Stretches.of(model, all_nodes, cut, budget), weights, max_latents)
-        chosen = within(every, found.chosen)
-        table = node_table(effects, chosen, metric)
-        edges = found.fold(all_nodes, table)
+        everything = Stretches.of(model, node_table(effects, every, metric), cut, budget)
+        chosen = within(every, influential(everything, weights, max_latents))
     else:
-        chosen = strongest(effects, max_latents) if latents is None else given(effects, latents)
-        table = node_table(effects, chosen, metric)
-        edges = direct_effects(model, table, cut, memory=budget)
+        chosen = strongest(effects, max_latents)
+    table = node_table(effects, chosen, metric)
+    edges = direct_effects(model, table, cut, memory=budget)
     query_key = None
     if not freeze.attention:  # what is left of the edges once patterns are held
         held = local_pass(model, ids, explained, replace(freeze, attention=True))

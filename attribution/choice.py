@@ -8,11 +8,9 @@ the next ones.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,7 +18,6 @@ from attribution.edge_rows import EdgeRows
 from attribution.edges import Stretches
 from attribution.effects import Effects
 from attribution.influence import solve_influence
-from attribution.node_table import NodeTable
 from circuits import LatentNode, Site, UserError
 
 
@@ -70,8 +67,10 @@ ROUNDS = 8
 """In how many steps influential latents are found; before each, influence is estimated anew."""
 
 
-def influential(stretches: Stretches, weights: Sequence[float], n: int) -> Influential:
+def influential(stretches: Stretches, weights: Sequence[float], n: int) -> dict[Site, Tensor]:
     """The `n` latents that influence the output most, by the edges into those found before.
+
+    A mask `[n]` a site.
 
     Args:
         stretches: With every active latent as a node.
@@ -100,40 +99,7 @@ def influential(stretches: Stretches, weights: Sequence[float], n: int) -> Influ
                 chosen = torch.from_numpy(here - nodes.latents_at.start)
                 stretches.add_latents(rows, site, chosen, bar)
             found[best], waiting[best] = True, False
-    masks = {
+    return {
         site: torch.from_numpy(found[nodes.latents_at.start : nodes.latents_at.stop])
         for site, nodes in table.sites.items()
     }
-    return Influential(masks, rows.matrix())
-
-
-@dataclass(frozen=True, eq=False)
-class Influential:
-    """Latents found by their influence.
-
-    Attributes:
-        chosen: Which of each site's active latents: a mask `[n]` a site.
-        edges: Into them and into the logit nodes, from every active latent, `[target, source]`.
-    """
-
-    chosen: Mapping[Site, Tensor]
-    edges: sparse.csr_array
-
-    def fold(self, table: NodeTable, smaller: NodeTable) -> sparse.csr_array:
-        """The edges between the nodes of `smaller`; the others of `table` go into their errors."""
-        place = np.zeros(len(table), dtype=self.edges.indices.dtype)
-        place[: table.n_pos] = np.arange(table.n_pos)
-        for site, nodes in table.sites.items():
-            new, kept = smaller.sites[site], self.chosen[site].numpy()
-            place[nodes.bias_at] = new.bias_at
-            latents = new.errors_at.start + nodes.latents.pos.cpu().numpy()
-            latents[kept] = np.arange(new.latents_at.start, new.latents_at.stop)
-            place[nodes.latents_at.start : nodes.latents_at.stop] = latents
-            place[nodes.errors_at.start : nodes.errors_at.stop] = np.array(new.errors_at)
-        place[table.logits_at.start :] = np.array(smaller.logits_at)
-        coo = self.edges.tocoo()
-        folded = sparse.coo_array(
-            (coo.data, (place[coo.row], place[coo.col])), shape=(len(smaller), len(smaller))
-        ).tocsr()  # sums what falls together
-        folded.eliminate_zeros()
-        return folded

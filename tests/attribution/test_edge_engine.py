@@ -21,7 +21,7 @@ from circuits.active import Active
 from circuits.freeze import Freeze
 from circuits.gated import RULES, coefficients
 from circuits.memory import halving
-from tests.random_gemma import save_words
+from tests.random_gemma import random_dictionaries, save_words
 
 VOCAB, D_MODEL, D_SAE = 24, 12, 24
 METRIC = logit_diff("w3", "w4")
@@ -370,8 +370,8 @@ def test_live_edges_are_a_value_path_and_a_query_key_path(model):
     assert not reached[~crosses].any()
 
 
-def test_influential_latents_are_found_and_the_rest_is_folded_into_errors(tiny):
-    """The edges are those of the same latents given by name; enough rounds find the true best."""
+def test_influential_latents_are_found_step_by_step(tiny):
+    """Nearly those that all edges together show; edges are those of the same latents by name."""
     text = "when Mary and John went to the store , John gave a drink to"
     metric = logit_diff("Mary", "John")
     a = attribute(tiny, text, metric, max_latents=120, choose="influence")
@@ -405,3 +405,25 @@ def test_a_forecast_counts_the_edges(tiny):
         assert told.edges == pytest.approx(made.edges.nnz, rel=0.4)
         assert told.n_bytes > 8 * made.edges.nnz
         assert "about" in str(told)
+
+
+def test_edges_of_a_bfloat16_model_are_those_of_its_weights(gemma_folder):
+    """The maps between sites are float32 whatever the model's dtype; what it computes is rounded."""
+    rough, exact = (
+        splice(load_gemma(str(gemma_folder), device="cpu", dtype=dtype), random_dictionaries())
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    for mine, other in zip(
+        exact.bridge.original_model.parameters(),
+        rough.bridge.original_model.parameters(),
+        strict=True,
+    ):
+        mine.data = other.data.float()
+    ids = exact.tokens("w1 w5 w9 w2 w7")
+    table = every_latent(exact, ids)
+    freeze = Freeze(attention=True, norms=True)
+    edges = [
+        direct_effects(m, table, local_pass(m, ids, [bind(METRIC, m)], freeze)).toarray()
+        for m in (rough, exact)
+    ]
+    close(*edges, rel=2e-2)
