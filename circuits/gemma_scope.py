@@ -184,9 +184,9 @@ def dictionaries_from_folder(
     `embedding/` of the one ending in `-res`. `width` and `l0` choose where a layer has several
     files; the other arguments are those of `gemma_scope`.
 
-    A folder without such folders is searched for dictionaries that SAELens, dictionary_learning or
-    safetensors saved (`circuits.dictionary_formats`), each at the site that it says it belongs to;
-    those at `sites` and `layers` are taken.
+    A folder without such folders is searched for dictionaries that SAELens, dictionary_learning,
+    circuit-tracer or safetensors saved (`circuits.dictionary_formats`), each at the site that it
+    says it belongs to; those at `sites` and `layers` are taken.
 
     Raises:
         UserError: no such folder, two folders of one kind, a site asked for that is not there,

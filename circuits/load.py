@@ -40,10 +40,10 @@ def load(
         dictionaries: A folder that mirrors the hub (one folder a kind, its name ending in `-res`,
             `-att` or `-mlp`, below it `layer_L/width_W/average_l0_X/params.npz`), or with
             dictionaries of SAELens, dictionary_learning, circuit-tracer (cross-layer transcoders)
-            or safetensors that say their sites; or each by its site (`{Site(12, "resid"): "my-sae/"}`; `sites`, `width` and `l0` then do
-            not matter). Needed for a model folder of your own, optional for the others. Or the
-            name of the model whose Gemma Scope to take:
-            `load("gemma-2-2b-it", dictionaries="gemma-2-2b")`.
+            or safetensors that say their sites; or each by its site
+            (`{Site(12, "resid"): "my-sae/"}`; `sites`, `width` and `l0` then do not matter).
+            Needed for a model folder of your own, optional for the others. Or the name of the model
+            whose Gemma Scope to take: `load("gemma-2-2b-it", dictionaries="gemma-2-2b")`.
         sites: Kinds of site: any of `attn`, `mlp`, `resid`, `embed`, and `transcoder` in the place
             of `mlp`.
         width: Which width of dictionary, where a layer has several: `16k`, `65k`, ...

@@ -176,9 +176,10 @@ def slow_row(model, nodes, acts, cut, leaf, grad):
         if d.W_skip is not None:
             left -= cut.inputs[leaf].detach()[0] @ d.W_skip * cut.reads[:, None]
     for s, node in enumerate(nodes):
-        if isinstance(node, LatentNode) and leaf in model.writes_to(node.site):
-            decoders = model.dictionaries[node.site].decoders
-            written = acts[s] * decoders[leaf.layer - node.site.layer][node.latent]
+        writes_to = model.writes_to(node.site) if isinstance(node, LatentNode) else ()
+        if leaf in writes_to and isinstance(node, LatentNode):
+            W_dec = model.dictionaries[node.site].decoders[writes_to.index(leaf)]
+            written = acts[s] * W_dec[node.latent]
             row[s] = grad[node.pos] @ written
             left[node.pos] -= written
     for s, node in enumerate(nodes):
