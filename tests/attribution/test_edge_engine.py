@@ -409,7 +409,7 @@ def test_a_forecast_counts_the_edges(tiny):
 
 
 def test_edges_of_a_bfloat16_model_are_those_of_its_weights(gemma_folder):
-    """The maps between sites are float32 whatever the model's dtype; what it computes is rounded."""
+    """Maps between sites are float32 whatever the dtype; what the model computes is rounded."""
     rough, exact = (
         splice(load_gemma(str(gemma_folder), device="cpu", dtype=dtype), random_dictionaries())
         for dtype in (torch.bfloat16, torch.float32)
