@@ -5,7 +5,7 @@ from attribution.attribute import Attribution, attribute, forecast
 from attribution.bootstrap import bootstrap_mean
 from attribution.dataset import DatasetAttribution, attribute_dataset
 from attribution.effects import Effects, SiteEffects, total_effects
-from attribution.forecast import Forecast
+from attribution.expectation import Forecast
 from attribution.integrated import integrated_each, integrated_effects
 from attribution.metrics import (
     Metric,

@@ -83,12 +83,12 @@ class NormMap:
             values -= along * x
         return grad.map(values)
 
-    def forward(self, change: Tensor, at: Tensor | slice) -> Tensor:
-        """What the norm makes of a change `[pos, ..., d]` of its input at the positions `at`."""
+    def forward(self, change: Tensor) -> Tensor:
+        """What the norm makes of a change `[pos, ..., d]` of its input."""
         middle = (1,) * (change.ndim - 2)
-        scale = self.scale[at].view(-1, *middle, 1)
+        scale = self.scale.view(-1, *middle, 1)
         if self.x is not None:
-            x = self.x[at].view(-1, *middle, change.shape[-1])
+            x = self.x.view(-1, *middle, change.shape[-1])
             along = (change * x).sum(-1, keepdim=True) * scale.square() / x.shape[-1]
             change = change - along * x
         return change * scale * self.gain

@@ -40,10 +40,9 @@ class Arrivals:
             or {Site(0, "attn"), Site(0, "embed")} & set(cut.leaves)
         ):
             return None
-        every = slice(None)
-        arrived = layer.attention.forward(layer.before_attn.forward(tokens, every))
+        arrived = layer.attention.forward(layer.before_attn.forward(tokens))
         if layer.after_attn is not None:
-            arrived = layer.after_attn.forward(arrived, every)
+            arrived = layer.after_attn.forward(arrived)
         places = torch.arange(n_pos, device=tokens.device)
         arrived[places, places] += tokens
         return cls(arrived)

@@ -7,8 +7,8 @@ Here q is the query at one position and k the key at the other, both rotated by 
 `q_a` is what node a brings to the query, `k_b` what node b brings to the key, each with every other
 spliced site held constant: direct effects as in `attribution.edges`, on every coordinate of a
 vector. The score is the one before Gemma 2's soft-cap. With norms held (patterns below the head are
-held too), and no MLP between the nodes and the head or a conserving rule for it, the pairs sum to
-the score itself.
+held too), no MLP between the nodes and the head or a conserving rule for it, and no biases in the
+model's own maps (Gemma 2 has none), the pairs sum to the score itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from attribution.attribute import EDGES, node_table, record
+from attribution.attribute import EDGES, check_question, node_table, record
 from attribution.choice import strongest
 from attribution.edge_rows import EdgeRows
 from attribution.edges import WORKING_MEMORY, Stretches
@@ -29,7 +29,7 @@ from attribution.effects import total_effects
 from attribution.local_pass import local_pass
 from attribution.metrics import BoundMetric
 from attribution.targets import attention_score, head_of, queries_and_keys
-from circuits import Node, Prompt, SplicedModel
+from circuits import Node, Prompt, SplicedModel, UserError
 from circuits.freeze import Freeze
 from circuits.outputs import position
 
@@ -60,6 +60,8 @@ class AttentionPairs:
 
     def strongest(self, top: int = 20) -> pd.DataFrame:
         """The pairs that weigh most: columns `query`, `key` (nodes) and `score`."""
+        if not isinstance(top, int) or top < 1:
+            raise UserError(f"top={top!r}; ask for at least one pair")
         flat = self.pairs.flatten()
         order = flat.abs().topk(min(top, len(flat))).indices
         rows = [
@@ -100,6 +102,7 @@ def attention_pairs(
             that does not exist.
     """
     metric = attention_score(layer, head, query, key)
+    check_question(model, prompt, metric, max_latents)
     freeze = Freeze.of(attention="frozen", norms=norms, mlp=mlp)
     effects = total_effects(model, prompt, metric)
     coordinates = _coordinates(model, layer, head, query, key)

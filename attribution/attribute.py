@@ -18,10 +18,10 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from attribution.choice import given, influential, strongest, within
+from attribution.choice import check_latents, given, influential, strongest, within
 from attribution.edges import WORKING_MEMORY, Stretches, direct_effects
 from attribution.effects import Effects, total_effects
-from attribution.forecast import Forecast, expected
+from attribution.expectation import Forecast, expected
 from attribution.local_pass import local_pass
 from attribution.metrics import Metric, Score, Targets, bind_all
 from attribution.node_table import NodeTable
@@ -48,7 +48,8 @@ class Attribution:
         edges: Direct effects, `[target, source]`: on the target latent's pre-activation, or on
             what a logit node stands for. A `scipy.sparse.csr_array` `[n, n]`, float32.
         query_key: With live attention, the part of `edges` that goes through queries and keys, the
-            same way; the rest goes through values. `None` where patterns are frozen.
+            same way; the rest goes through values. `None` where patterns are frozen. It is the
+            edges less those with patterns held: of a bfloat16 model, it has the noise of both.
         target_grads: `d metric / d pre-activation` of each latent, the weight of a logit node (1 if
             it is alone), 0 for nodes that are no targets, `[n]`. An edge times this is its share
             of the metric.
@@ -121,10 +122,14 @@ def attribute(
     Raises:
         UserError: an option that does not exist, or a metric that gives no gradient.
     """
-    _check(prompt, metric, max_latents, choose)
+    check_question(model, prompt, metric, max_latents)
+    if choose not in ("effect", "influence"):
+        raise UserError(f"choose={choose!r}; choose latents by effect or by influence")
     budget = WORKING_MEMORY if memory is None else parse_bytes(memory)
     freeze = Freeze.of(attention=attention, norms=norms, mlp=mlp)
     ids = model.tokens(prompt)
+    if latents is not None:
+        check_latents(model, ids, latents)
     effects = total_effects(
         model,
         prompt,
@@ -139,8 +144,9 @@ def attribute(
         chosen = given(effects, latents)
     elif choose == "influence" and max_latents is not None:
         every = strongest(effects, None)
-        everything = Stretches.of(model, node_table(effects, every, metric), cut, budget)
-        chosen = within(every, influential(everything, weights, max_latents))
+        all_nodes = node_table(effects, every, metric)
+        found = influential(Stretches.of(model, all_nodes, cut, budget), weights, max_latents)
+        chosen = within(every, found)
     else:
         chosen = strongest(effects, max_latents)
     table = node_table(effects, chosen, metric)
@@ -156,7 +162,7 @@ def attribute(
         "attention": attention,
         "norms": norms,
         "edges": EDGES[mlp],
-        "max_latents": max_latents if latents is None else len(latents),
+        "max_latents": max_latents if latents is None else None,
         "choose": "given" if latents is not None else choose,
         "latents_active": sum(int((site.acts != 0).sum()) for site in effects.sites.values()),
         "latents_chosen": sum(int(mask.sum()) for mask in chosen.values()),
@@ -186,14 +192,16 @@ def forecast(
     mlp: str = "jacobian",
     memory: str | int | None = None,
 ) -> Forecast:
-    """How long the edges of `attribute` will take and how much room, with the same arguments.
+    """How long the edges between the strongest latents will take, and how much room.
 
-    Computes total effects, and edges to a few targets of each site.
+    From edges to a few targets of each site: right to a factor of two or so. With live attention
+    `attribute` computes edges twice, the second time with patterns held; with
+    `choose="influence"` it computes those from all active latents first. Arguments as there.
 
     Raises:
         UserError: as `attribute`.
     """
-    _check(prompt, metric, max_latents, "effect")
+    check_question(model, prompt, metric, max_latents)
     budget = WORKING_MEMORY if memory is None else parse_bytes(memory)
     freeze = Freeze.of(attention=attention, norms=norms, mlp=mlp)
     effects = total_effects(model, prompt, metric)
@@ -210,12 +218,12 @@ EDGES = {
 """How edges are made, for records, by the rule for MLPs."""
 
 
-def _check(prompt: object, metric: object, max_latents: int | None, choose: str) -> None:
+def check_question(model: object, prompt: object, metric: object, max_latents: int | None) -> None:
     """Refuse what cannot be explained, before anything is computed."""
-    if choose not in ("effect", "influence"):
-        raise UserError(f"choose={choose!r}; choose latents by effect or by influence")
-    if max_latents is not None and max_latents < 1:
-        raise UserError(f"max_latents={max_latents}; a graph needs at least one latent")
+    if not isinstance(model, SplicedModel):
+        raise UserError(f"got {type(model).__name__} as the model; give what load(name) returns")
+    if max_latents is not None and (not isinstance(max_latents, int) or max_latents < 1):
+        raise UserError(f"max_latents={max_latents!r}; a graph needs at least one latent")
     if not isinstance(prompt, str | Prompt):
         raise UserError(f"attribute explains one prompt, a text; got {type(prompt).__name__}")
     for one in metric.metrics if isinstance(metric, Targets) else (metric,):

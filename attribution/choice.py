@@ -18,7 +18,8 @@ from attribution.edge_rows import EdgeRows
 from attribution.edges import Stretches
 from attribution.effects import Effects
 from attribution.influence import solve_influence
-from circuits import LatentNode, Site, UserError
+from circuits import LatentNode, Site, SplicedModel, UserError
+from circuits.interventions import check_nodes
 
 
 def strongest(effects: Effects, n: int | None) -> dict[Site, Tensor]:
@@ -33,18 +34,24 @@ def strongest(effects: Effects, n: int | None) -> dict[Site, Tensor]:
     return dict(zip(effects.sites, parts, strict=True))
 
 
-def given(effects: Effects, latents: Sequence[LatentNode]) -> dict[Site, Tensor]:
-    """Those of `latents` that are active on the prompt: a mask `[n]` a site.
+def check_latents(model: SplicedModel, ids: Tensor, latents: Sequence[LatentNode]) -> None:
+    """Refuse latents that no prompt of this length can switch on.
 
     Raises:
-        UserError: something else than a latent of these sites.
+        UserError: something else than a latent, one that its site does not have, or one at a
+            position that does not exist or is not read.
     """
     for node in latents:
-        if not isinstance(node, LatentNode) or node.site not in effects.sites:
+        if not isinstance(node, LatentNode):
             raise UserError(
-                f"{node} is no latent of this model; its sites are "
-                f"{', '.join(map(str, effects.sites))}"
+                f"latents hold {node!r}, a {type(node).__name__}; give LatentNodes "
+                "(parse_node makes one from its name)"
             )
+    check_nodes(model, ids, latents)
+
+
+def given(effects: Effects, latents: Sequence[LatentNode]) -> dict[Site, Tensor]:
+    """Those of `latents` that are active on the prompt: a mask `[n]` a site."""
     wanted = {(node.site, node.pos, node.latent) for node in latents}
     masks = {}
     for site, here in effects.sites.items():
@@ -92,13 +99,13 @@ def influential(stretches: Stretches, weights: Sequence[float], n: int) -> dict[
             step = min(left, -(-n // ROUNDS))
             best = influences.argsort(kind="stable")[::-1][:step]
             best = np.sort(best[influences[best] > 0])
-            if not len(best):
-                break
+            found[best], waiting[best] = True, False
+            if not len(best) or step == left:
+                break  # the edges into the last ones show nothing more
             for site, nodes in table.sites.items():
                 here = best[(best >= nodes.latents_at.start) & (best < nodes.latents_at.stop)]
                 chosen = torch.from_numpy(here - nodes.latents_at.start)
                 stretches.add_latents(rows, site, chosen, bar)
-            found[best], waiting[best] = True, False
     return {
         site: torch.from_numpy(found[nodes.latents_at.start : nodes.latents_at.stop])
         for site, nodes in table.sites.items()

@@ -99,7 +99,7 @@ def attribute_dataset(
         UserError: an option that does not exist, prompts of several lengths with `aligned`
             positions, a metric without a gradient, or a folder with something else in it.
     """
-    _check_options(positions, max_latents, max_edges, metric, reference)
+    _check_options(positions, max_latents, max_edges, metric, reference, seed)
     if memory is not None:
         parse_bytes(memory)  # refuse it now, not at the first edge
     check_convention(downstream)
@@ -119,7 +119,7 @@ def attribute_dataset(
     settings = {
         "estimator": GRADIENT_X_ACTIVATION,
         **how,
-        "reference": reference(prompts[0]).name if reference else "zero",
+        "reference": _reference_name(reference, prompts[0]),
         "edges": EDGES[mlp],
     }
     told = record(model, "", _name(metric), settings)
@@ -238,15 +238,17 @@ def _common_length(
 
 
 def _check_options(
-    positions: str, max_latents: int, max_edges: int, metric: Any, reference: Any
+    positions: str, max_latents: int, max_edges: int, metric: Any, reference: Any, seed: int
 ) -> None:
     """Refuse what cannot be meant, before anything is computed or written."""
     if positions not in POSITIONS:
         raise UserError(f"positions={positions!r}; choose {' or '.join(POSITIONS)}")
-    if max_latents < 1:
-        raise UserError(f"max_latents={max_latents}; a graph needs at least one latent")
-    if max_edges < 0:
-        raise UserError(f"max_edges={max_edges}; give how many to report, or 0 for none")
+    if not isinstance(max_latents, int) or max_latents < 1:
+        raise UserError(f"max_latents={max_latents!r}; give how many, at least one")
+    if not isinstance(max_edges, int) or max_edges < 0:
+        raise UserError(f"max_edges={max_edges!r}; give how many to report, or 0 for none")
+    if not isinstance(seed, int) or seed < 0:
+        raise UserError(f"seed={seed!r}; give a number from 0 on")
     if isinstance(metric, Metric | Targets) or not callable(metric):
         raise UserError(
             f"metric={metric!r}; give a function from a prompt to its metric, such as logit_diff"
@@ -256,6 +258,15 @@ def _check_options(
             f"reference={reference!r}; give a function from a prompt to its reference, such as "
             "lambda prompt: corrupted_reference(model, prompt)"
         )
+
+
+def _reference_name(reference: ReferenceOf | None, prompt: str | Prompt) -> str:
+    if reference is None:
+        return "zero"
+    made = reference(prompt)
+    if not isinstance(made, Reference):
+        raise UserError(f"reference={_name(reference)} gave {made!r}; it has to give a Reference")
+    return made.name
 
 
 def _dependencies(

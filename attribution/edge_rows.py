@@ -59,6 +59,7 @@ class EdgeRows:
         if (np.diff(targets) < 0).any():
             order = targets.argsort(kind="stable")
             rows, targets = rows[order], targets[order]
+        assert (np.diff(targets) > 0).all(), "a target was added twice"
         rows.eliminate_zeros()
         starts = np.zeros(self._n_nodes + 1, dtype=index)
         starts[targets + 1] = np.diff(rows.indptr)

@@ -13,6 +13,7 @@ A target's gradient never travels beyond its direct predecessors, nor to positio
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ from attribution.adjoints import Adjoint
 from attribution.arrivals import Arrivals
 from attribution.descent import ARRIVED, crosses_attention, descend
 from attribution.edge_rows import EdgeRows
-from attribution.forecast import expected
+from attribution.expectation import expected
 from attribution.local_pass import LocalPass
 from attribution.node_table import NodeTable
 from attribution.sources import Piece, Readers, Sources, find_sources
@@ -62,7 +63,8 @@ def direct_effects(
     stretch = Stretches.of(model, table, cut, memory)
     rows = EdgeRows(len(table))
     n_latents = sum(len(nodes.latents_at) for nodes in table.sites.values())
-    label = f"edges, {expected(stretch)}" if n_latents >= LARGE else "edges"
+    told = n_latents >= LARGE and sys.stderr.isatty()
+    label = f"edges, {expected(stretch)}" if told else "edges"
     with tqdm(total=n_latents, desc=label, unit="latent", disable=None, delay=1, leave=None) as bar:
         for site, nodes in table.sites.items():
             stretch.add_latents(rows, site, torch.arange(len(nodes.latents_at)), bar)
@@ -89,6 +91,7 @@ class Stretches:
     memory: int
 
     @classmethod
+    @torch.no_grad()
     def of(cls, model: SplicedModel, table: NodeTable, cut: LocalPass, memory: int) -> Stretches:
         """Reads each dictionary once."""
         sources, readers = find_sources(model, table, cut)
@@ -99,20 +102,31 @@ class Stretches:
     def add_latents(self, rows: EdgeRows, site: Site, chosen: Tensor, bar: tqdm) -> None:
         """The edges to the latents `chosen [k]` of one site, ascending."""
         nodes = self.table.sites[site]
-        for batch in self._batches(site, chosen):
-            for part, pieces in halving(lambda part: self.pieces(site, part), batch):
-                at = nodes.latents_at.start + part.numpy()
-                rows.add(at, nodes.latents.pos[part], pieces)
-                bar.update(len(part))
+        for part, pieces in self.batches(site, chosen):
+            rows.add(nodes.latents_at.start + part.numpy(), nodes.latents.pos[part], pieces)
+            bar.update(len(part))
 
     def add_logits(self, rows: EdgeRows) -> None:
         """The edges to what is explained."""
         scores, n_pos = self.cut.scores, self.table.n_pos
-        seeds = torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
-        last = torch.full((len(scores),), n_pos - 1, device=scores.device)
-        at = self.table.logits_at
-        rows.add(np.arange(at.start, at.stop), last, self._by_autograd(scores, seeds, last))
+        at = self.table.logits_at.start
 
+        def pieces(part: Tensor) -> list[Piece]:
+            seeds = torch.eye(len(scores), dtype=scores.dtype)[part].to(scores.device)
+            return self._by_autograd(scores, seeds, last[part])
+
+        last = torch.full((len(scores),), n_pos - 1)
+        size = max(1, self.memory // (n_pos * self._width(by_autograd=True)))
+        for batch in torch.arange(len(scores)).split(size):
+            for part, found in halving(pieces, batch):
+                rows.add(at + part.numpy(), last[part], found)
+
+    def batches(self, site: Site, chosen: Tensor) -> Iterator[tuple[Tensor, list[Piece]]]:
+        """The edges to the latents `chosen [k]` of one site, ascending, within the memory."""
+        for batch in self._split(site, chosen):
+            yield from halving(lambda part: self.pieces(site, part), batch)
+
+    @torch.no_grad()
     def pieces(self, site: Site, chosen: Tensor) -> list[Piece]:
         """The edges to one batch of latents, `chosen [k]` of `site`, ascending."""
         nodes, readers = self.table.sites[site], self.readers[site]
@@ -155,7 +169,7 @@ class Stretches:
         """Whether live attention lies below `site`: its derivative is no map held by the prompt."""
         return not self.cut.freeze.attention and crosses_attention(site, self.cut.leaves)
 
-    def _batches(self, site: Site, chosen: Tensor) -> Iterator[Tensor]:
+    def _split(self, site: Site, chosen: Tensor) -> Iterator[Tensor]:
         """`chosen [k]`, ascending, in batches within the memory.
 
         Targets that spread are kept with those at their own position, as far as that leaves enough
@@ -163,22 +177,31 @@ class Stretches:
         """
         if not len(chosen):
             return
-        pos = self.table.sites[site].latents.pos[chosen]
+        places = self.table.sites[site].latents.pos[chosen].tolist()
         spreads = crosses_attention(site, self.cut.leaves)
-        reach = self.table.n_pos if self._needs_autograd(site) else None
-        width = COPIES * 4 * max(leaf.shape[-1] for leaf in self.cut.leaves.values())
-        if reach is not None:  # gradients at every leaf and inside the model
-            width *= len(self.cut.leaves)
+        by_autograd = self._needs_autograd(site)
+        width = self._width(by_autograd=by_autograd)
         start = n_rows = 0
-        for i, place in enumerate(pos.tolist()):
-            rows = reach or (place + 1 if spreads else 1)
-            full = (n_rows + rows) * width > self.memory
-            large = spreads and n_rows >= ENOUGH_ROWS and place != pos[i - 1]
+        for i, place in enumerate(places):
+            reach = self.table.n_pos if by_autograd else place + 1 if spreads else 1
+            full = (n_rows + reach) * width > self.memory
+            large = spreads and n_rows >= ENOUGH_ROWS and place != places[i - 1]
             if i > start and (full or large):
                 yield chosen[start:i]
                 start, n_rows = i, 0
-            n_rows += rows
+            n_rows += reach
         yield chosen[start:]
+
+    def _width(self, *, by_autograd: bool) -> int:
+        """Bytes that a target takes at each position it reaches."""
+        leaves = self.cut.leaves.values()
+        width = max(leaf.shape[-1] for leaf in leaves)
+        if by_autograd:  # a gradient at every leaf
+            return 4 * COPIES * width * len(leaves)
+        for number, layer in enumerate(self.cut.layers):
+            if Site(number, "transcoder") not in self.cut.leaves:  # targets may go through the MLP
+                width = max(width, layer.mlp.gate.shape[-1])
+        return 4 * COPIES * width
 
 
 COPIES = 4

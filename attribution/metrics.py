@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,13 +63,21 @@ class Targets:
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not self.metrics or len(self.metrics) != len(self.weights):
+        if not isinstance(self.metrics, Sequence) or not all(
+            isinstance(metric, Metric) for metric in self.metrics
+        ):
             raise UserError(
-                f"{len(self.metrics)} metrics and {len(self.weights)} weights; "
-                "give at least one metric, and a weight for each"
+                "Targets are of a tuple of metrics with names: (logit(word), latent(node))"
             )
-        if not all(isinstance(metric, Metric) for metric in self.metrics):
-            raise UserError("Targets are of metrics with names: logit(word), latent(node), ...")
+        if not isinstance(self.weights, Sequence) or not all(
+            isinstance(weight, int | float) and math.isfinite(weight) for weight in self.weights
+        ):
+            raise UserError(f"weights={self.weights!r}; give a finite number for each metric")
+        if not self.metrics or len(self.metrics) != len(self.weights) or not any(self.weights):
+            raise UserError(
+                f"{len(self.metrics)} metrics and weights {list(self.weights)}; "
+                "give at least one metric, and a weight for each, not all of them zero"
+            )
         names = [metric.name for metric in self.metrics]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:

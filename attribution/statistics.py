@@ -62,5 +62,5 @@ def statistics(
         mean_abs=total_abs / n_rows,
         sign_consistency=np.where(total == 0, np.nan, agree),
         active=present / n_rows,
-        cancellation=1 - kept,
+        cancellation=np.maximum(1 - kept, 0),
     )

@@ -19,7 +19,7 @@ def latent(node: LatentNode) -> Metric:
     """The pre-activation `x_in[pos] . W_enc[:, latent] + b_enc[latent]`, before any threshold.
 
     It is defined, and has a gradient, for a latent that is off too. In float32, or wider where the
-    dictionary is.
+    dictionary is. In a graph, `b_enc` has no edge to it: its incoming edges sum to what is left.
 
     Raises:
         UserError: another kind of node, or one at BOS, where dictionaries do not read.

@@ -66,8 +66,8 @@ def halving(run: Callable[[Tensor], T], batch: Tensor) -> Iterator[tuple[Tensor,
         yield batch, result  # pyright: ignore[reportReturnType]
     elif len(batch) == 1:
         raise UserError(
-            f"not enough memory for a single target ({message}); take a shorter prompt, fewer "
-            "latents, or give the dictionaries less with memory="
+            f"not enough memory for one alone ({message}); take a shorter prompt, or give the "
+            "dictionaries less with load(..., memory=)"
         )
     else:
         for half in batch.split((len(batch) + 1) // 2):

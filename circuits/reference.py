@@ -63,11 +63,7 @@ class Reference:
 
 def check_reference(model: SplicedModel, reference: Reference, ids: Tensor) -> None:
     """Refuse what is no reference for the prompt `ids [1, pos]` and the sites of `model`."""
-    if not isinstance(reference, Reference):
-        raise UserError(
-            f"a reference is made by zero_reference, corrupted_reference or mean_reference; "
-            f"got {reference!r}"
-        )
+    _check_type(reference)
     missing = [str(site) for site in model.sites if site not in reference.trace.sites]
     if missing:
         raise UserError(
@@ -85,6 +81,14 @@ def check_reference(model: SplicedModel, reference: Reference, ids: Tensor) -> N
         raise UserError(
             f"the reference has {n_reference} tokens and the prompt {n_prompt}; "
             "they must be equally long, so that positions correspond"
+        )
+
+
+def _check_type(reference: object) -> None:
+    if not isinstance(reference, Reference):
+        raise UserError(
+            "a reference is made by zero_reference, corrupted_reference, mean_reference or "
+            f"mixed_reference; got {reference!r}"
         )
 
 
@@ -154,6 +158,8 @@ def mixed_reference(*, latents: Reference, errors: Reference, tokens: Reference)
     Raises:
         UserError: references of prompts of different lengths or of different sites.
     """
+    for reference in (latents, errors, tokens):
+        _check_type(reference)
     traces = [reference.trace for reference in (latents, errors, tokens)]
     if len({len(trace.ids) for trace in traces}) > 1 or len({tuple(t.sites) for t in traces}) > 1:
         raise UserError(

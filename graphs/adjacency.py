@@ -33,10 +33,11 @@ def adjacency(graph: "AttributionGraph | Attribution") -> Adjacency:
     """The arrays of `graph`. Of an attribution no edge is copied, unless some are exactly zero.
 
     Raises:
-        UserError: the attribution holds a NaN or an infinity.
+        UserError: no graph, or the attribution holds a NaN or an infinity.
     """
     if isinstance(graph, Attribution):
         return _of_attribution(graph)
+    check_graph(graph)
     nodes = tuple(graph.digraph)
     index = {node: i for i, node in enumerate(nodes)}
     outgoing = [neighbours for _, neighbours in graph.digraph.adjacency()]
@@ -48,6 +49,15 @@ def adjacency(graph: "AttributionGraph | Attribution") -> Adjacency:
     ).tocsr()
     grads = [graph.digraph.nodes[node]["grad"] for node in nodes]
     return Adjacency(nodes, _without_zeros(matrix), logit_weights(nodes, np.array(grads, float)))
+
+
+def check_graph(graph: object) -> None:
+    """Refuse what is no graph."""
+    if not hasattr(graph, "digraph"):
+        raise UserError(
+            f"got {type(graph).__name__}; give a graph: AttributionGraph.from_attribution(...), "
+            "prune(...) or AttributionGraph.load(path)"
+        )
 
 
 def _of_attribution(attribution: Attribution) -> Adjacency:

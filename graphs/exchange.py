@@ -77,7 +77,7 @@ def load(path: str | Path) -> AttributionGraph:
         if schema == 1:
             content = _from_schema_1(content)
         return _from_dict(content)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is damaged ({error}); save the graph again") from None
 
 

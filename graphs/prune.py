@@ -51,8 +51,8 @@ def prune(
         UserError: a share outside 0 to 1, or an attribution that holds a NaN or an infinity.
     """
     for name, share in (("keep_influence", keep_influence), ("keep_edges", keep_edges)):
-        if not 0 <= share <= 1:
-            raise UserError(f"{name} is {share}; it is a share; give a number from 0 to 1")
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise UserError(f"{name} is {share!r}; it is a share; give a number from 0 to 1")
     whole = adjacency(graph)
     part = prune_adjacency(whole, keep_influence, keep_edges)
     if isinstance(graph, Attribution):

@@ -6,6 +6,7 @@ from pathlib import Path
 from circuits.errors import UserError
 from circuits.files import check_writable, write_atomically
 from circuits.nodes import LogitNode, TokenNode
+from graphs.adjacency import check_graph
 from graphs.dot import dot_source
 from graphs.engine import draw
 from graphs.graph import AttributionGraph, plural, restrict
@@ -40,6 +41,7 @@ def render(
     path = Path(path)
     if path.suffix not in MAX_NODES:
         raise UserError(f"cannot draw {path.name}; its name must end in {', '.join(MAX_NODES)}")
+    check_graph(graph)
     check_writable(path, overwrite=overwrite)
     limit = MAX_NODES[path.suffix] if max_nodes is None else max_nodes
     shown = strongest(graph, limit)

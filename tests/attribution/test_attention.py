@@ -44,10 +44,12 @@ def test_a_pair_is_the_product_of_what_its_nodes_bring(model):
     rotary = huggingface.model.rotary_emb
     cos, sin = getattr(rotary, "original_component", rotary)(read[None], torch.arange(11)[None])
 
+    dense = {site: here.dense() for site, here in model.trace(ids).sites.items()}
+
     def brought(node, linear, of, pos):
         d = model.dictionaries[node.site]
-        act = model.trace(ids).sites[node.site].dense()[node.pos, node.latent]
-        x = act * d.W_dec[node.latent] * scale[pos] * (1 + norm.weight)
+        written = dense[node.site][node.pos, node.latent] * d.W_dec[node.latent]
+        x = written * scale[pos] * (1 + norm.weight)
         v = (x @ linear.weight.T).view(-1, attention.head_dim)[of]
         first, second = v.chunk(2)
         return v * cos[0, pos] + torch.cat([-second, first]) * sin[0, pos]

@@ -324,10 +324,14 @@ def test_without_memory_batches_are_halved_and_nothing_changes(model, monkeypatc
     monkeypatch.setattr(edges, "descend", cramped)
     close(attribute(model, "w1 w5 w9 w2", METRIC, max_latents=100).edges.toarray(), whole.toarray())
 
+    monkeypatch.setattr(edges, "LARGE", 1)  # then the forecast's sample is halved too
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    attribute(model, "w1 w5 w9 w2", METRIC, max_latents=100)
+
     def full(batch):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes")
 
-    with pytest.raises(UserError, match="not enough memory for a single target"):
+    with pytest.raises(UserError, match="not enough memory for one alone"):
         list(halving(full, torch.arange(5)))
     with pytest.raises(RuntimeError, match="another"):
         list(halving(lambda batch: (_ for _ in ()).throw(RuntimeError("another")), torch.arange(5)))
@@ -350,7 +354,7 @@ def test_targets_given_by_name_become_the_nodes(model):
     )
     a = attribute(model, "w1 w5 w9 w2", METRIC, latents=[*some, absent])
     assert [n for n in a.nodes if isinstance(n, LatentNode)] == some
-    with pytest.raises(UserError, match="no latent of this model"):
+    with pytest.raises(UserError, match=r"no dictionary at mlp\.9"):
         attribute(model, "w1", METRIC, latents=[LatentNode(Site(9, "mlp"), 0, 1)])
 
 
@@ -428,3 +432,21 @@ def test_edges_of_a_bfloat16_model_are_those_of_its_weights(gemma_folder):
         for m in (rough, exact)
     ]
     close(*edges, rel=2e-2)
+
+
+def test_weights_that_want_gradients_do_not_disturb(model):
+    """A dictionary just trained, a model whose parameters were left as they are."""
+    expected = attribute(model, "w1 w5 w9 w2", METRIC, max_latents=40).edges
+    trained = {
+        site: replace(d, **{key: torch.nn.Parameter(a) for key, a in d.arrays.items()})
+        for site, d in model.dictionaries.items()
+    }
+    for weight in model.bridge.original_model.parameters():
+        weight.requires_grad_()
+    try:
+        other = splice(model.bridge, trained, name="random")
+        found = attribute(other, "w1 w5 w9 w2", METRIC, max_latents=40).edges
+    finally:
+        for weight in model.bridge.original_model.parameters():
+            weight.requires_grad_(False)
+    close(found.toarray(), expected.toarray())

@@ -1,7 +1,7 @@
 """Targets besides logits: their values by hand, their effects by finite differences."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from transformers.models.gemma2.modeling_gemma2 import apply_rotary_pos_emb
 from attribution import (
     Targets,
     attention_score,
+    attribute,
     direction,
     integrated_each,
     latent,
@@ -23,10 +24,13 @@ from attribution.metrics import bind, bind_all
 from circuits import (
     HookPoint,
     LatentNode,
+    Prompt,
     Reference,
     Site,
     Trace,
     UserError,
+    corrupted_reference,
+    mixed_reference,
     scale,
     splice,
     zero_reference,
@@ -267,7 +271,7 @@ NODE = LatentNode(Site(1, "mlp"), 3, 4)
         (lambda m: attention_score(0, 0, 9, 1), "does not see position 1; it sees the last 4"),
         (lambda m: attention_score(0, 0, 12, 1), "no position 12"),
         (lambda m: Targets((), ()), "at least one metric"),
-        (lambda m: Targets((logit("w3"),), (1.0, 2.0)), "1 metrics and 2 weights"),
+        (lambda m: Targets((logit("w3"),), (1.0, 2.0)), r"1 metrics and weights \[1.0, 2.0\]"),
         (lambda m: Targets((logit("w3"), logit("w3")), (1.0, 2.0)), "two targets are named"),
         (lambda m: Targets((WORD,), (1.0,)), "metrics with names"),
         (lambda m: top_logits(m, TEXT, share=0), "share above 0"),
@@ -277,3 +281,60 @@ NODE = LatentNode(Site(1, "mlp"), 3, 4)
 def test_bad_targets_get_one_sentence(model, metric, message):
     with pytest.raises(UserError, match=message):
         total_effects(model, TEXT, metric(model), reference=zero_reference(model, TEXT))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: Targets(cast(Any, logit("w1")), (1.0,)), "a tuple of metrics"),
+        (lambda m: Targets((logit("w1"),), (WORD,)), "a finite number for each"),
+        (lambda m: Targets((logit("w1"),), (float("nan"),)), "a finite number for each"),
+        (lambda m: Targets((logit("w1"), logit("w2")), (0.0, 0.0)), "not all of them zero"),
+        (lambda m: attribute(WORD, TEXT, logit("w1")), r"give what load\(name\) returns"),
+        (
+            lambda m: attribute(m, TEXT, logit("w1"), max_latents=cast(Any, 2.5)),
+            "at least one latent",
+        ),
+        (
+            lambda m: attribute(m, TEXT, logit("w1"), latents=cast(Any, ["mlp.1/latent.3@2"])),
+            "a str; give LatentNodes",
+        ),
+        (
+            lambda m: attribute(m, TEXT, logit("w1"), latents=[LatentNode(Site(1, "mlp"), 999, 2)]),
+            "no latent 999",
+        ),
+        (
+            lambda m: attribute(m, TEXT, logit("w1"), latents=[LatentNode(Site(1, "mlp"), 3, 0)]),
+            "do not read position 0",
+        ),
+        (
+            lambda m: mixed_reference(latents=WORD, errors=WORD, tokens=WORD),
+            "a reference is made by",
+        ),
+        (
+            lambda m: mixed_reference(
+                latents=zero_reference(m, TEXT),
+                errors=zero_reference(m, TEXT),
+                tokens=zero_reference(m, "w1"),
+            ),
+            "do not mix",
+        ),
+    ],
+)
+def test_mistakes_get_one_sentence(model, call, message):
+    with pytest.raises(UserError, match=message):
+        call(model)
+
+
+def test_each_type_of_node_has_its_own_baseline(model):
+    """Latents against one reference, errors and tokens against others, in one run."""
+    prompts = [Prompt(TEXT, corrupted=TEXT.replace("w5", "w6"))]
+    zero, corrupted = zero_reference(model, TEXT), corrupted_reference(model, prompts[0])
+    mixed = mixed_reference(latents=corrupted, errors=zero, tokens=corrupted)
+    of_zero, of_corrupted, of_mixed = (
+        total_effects(model, TEXT, logit("w3"), reference=r) for r in (zero, corrupted, mixed)
+    )
+    torch.testing.assert_close(of_mixed.token_effect, of_corrupted.token_effect)
+    for site, found in of_mixed.sites.items():
+        torch.testing.assert_close(found.effect, of_corrupted.sites[site].effect)
+        torch.testing.assert_close(found.error_effect, of_zero.sites[site].error_effect)

@@ -1,14 +1,16 @@
 import dataclasses
+from typing import Any, cast
 
 import networkx as nx
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 
 from circuits.errors import UserError
 from circuits.nodes import LatentNode, LogitNode, TokenNode
 from circuits.sites import Site
-from graphs import AttributionGraph, prune
+from graphs import AttributionGraph, influence, prune
 from tests.graphs.synthetic import THREE, attribution, random_attribution, random_graph
 
 SITE = Site(0, "mlp")
@@ -36,8 +38,8 @@ def test_nodes_and_edges_carry_the_attributions_numbers():
     }
     # the edge that is exactly zero is no edge
     assert list(graph.digraph.edges(data=True)) == [
-        (NODES[0], NODES[2], {"weight": 1.5, "contribution": 1.5 * 0.25}),
-        (NODES[2], NODES[4], {"weight": -2.0, "contribution": -2.0}),
+        (NODES[0], NODES[2], {"weight": 1.5, "contribution": 1.5 * 0.25, "query_key": None}),
+        (NODES[2], NODES[4], {"weight": -2.0, "contribution": -2.0, "query_key": None}),
     ]
     assert graph.provenance == made.provenance
     assert graph.words == made.words
@@ -99,3 +101,23 @@ def test_nan_is_refused(field, build):
     bad = getattr(made, field) * float("nan")
     with pytest.raises(UserError, match=f"the attribution's {field} hold a NaN or an infinity"):
         build(dataclasses.replace(made, **{field: bad}))
+
+
+def test_the_part_through_queries_and_keys_is_on_its_edge(tmp_path):
+    """Also of a pruned graph, and after saving and loading; 0 where an edge has none."""
+    made = attribution(NODES, {(0, 2): 1.5, (2, 4): -2.0, (3, 4): 1.0})
+    part = sparse.coo_array(([np.float32(0.5)], ([2], [0])), shape=(5, 5)).tocsr()
+    made = dataclasses.replace(made, query_key=part)
+    graph = AttributionGraph.from_attribution(made)
+    assert graph.digraph.edges[NODES[0], NODES[2]]["query_key"] == 0.5
+    assert graph.digraph.edges[NODES[2], NODES[4]]["query_key"] == 0.0
+    pruned = prune(made, keep_influence=0.9)
+    assert pruned.digraph.edges[NODES[0], NODES[2]]["query_key"] == 0.5
+    again = AttributionGraph.load(graph.save(tmp_path / "g.json"))
+    assert list(again.digraph.edges(data=True)) == list(graph.digraph.edges(data=True))
+
+
+def test_what_is_no_graph_is_said():
+    for call in (prune, influence):
+        with pytest.raises(UserError, match=r"give a graph: AttributionGraph.from_attribution"):
+            call(cast(Any, "graph.json"))

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
+from attribution import influence as influence_module
 from attribution.influence import absolute, runs, solve_influence
 from circuits.nodes import LatentNode, LogitNode, TokenNode, parse_node
 from circuits.sites import Site
 from graphs import AttributionGraph, influence
-from graphs import adjacency as influence_module
 from graphs.adjacency import Adjacency, adjacency
 from tests.graphs.synthetic import THREE, attribution, random_attribution, random_graph
 

@@ -250,11 +250,11 @@ def test_the_page_holds_the_graphs_numbers(tmp_path, circuit):
         for name in ("act", "effect", "influence", "label", "measured"):
             assert by_name[str(node)][name] == attributes[name]
     edges = {
-        (data["nodes"][s]["name"], data["nodes"][t]["name"]): (weight, contribution)
-        for s, t, weight, contribution in data["edges"]
+        (data["nodes"][s]["name"], data["nodes"][t]["name"]): tuple(numbers)
+        for s, t, *numbers in data["edges"]
     }
     assert edges == {
-        (str(s), str(t)): (values["weight"], values["contribution"])
+        (str(s), str(t)): (values["weight"], values["contribution"], values["query_key"])
         for s, t, values in circuit.digraph.edges(data=True)
     }
     assert data["provenance"] == circuit.provenance

@@ -45,13 +45,16 @@ def expected(stretches: Stretches) -> Forecast:
     edges, seconds = 0.0, 0.0
     for site, nodes in stretches.table.sites.items():
         n = len(nodes.latents_at)
-        if not n:
-            continue
         first = max(0, (n - SAMPLE) // 2)  # in the middle: work and edges grow with the position
         sample = torch.arange(first, min(n, first + SAMPLE))
         start = time.perf_counter()
-        pieces = stretches.pieces(site, sample)
-        seconds += (time.perf_counter() - start) * n / len(sample)
-        edges += sum(piece.values.numel() for piece in pieces) * n / len(sample)
+        n_values = sum(
+            piece.values.numel()
+            for _, pieces in stretches.batches(site, sample)
+            for piece in pieces
+        )
+        if n:
+            seconds += (time.perf_counter() - start) * n / len(sample)
+            edges += n_values * n / len(sample)
     n_latents = sum(len(nodes.latents_at) for nodes in stretches.table.sites.values())
     return Forecast(n_latents, round(edges), seconds, round(BYTES * edges) + stretches.memory)
