@@ -21,8 +21,9 @@ class DatasetAttribution:
     Attributes:
         positions: `aligned` or `summed`.
         n_prompts: How many prompts.
-        nodes: In topological order, as in `Attribution`; an error node also carries the latents
-            of its site that were not chosen, so that sums close.
+        nodes: What nodes of different prompts have in common, in the order of `Attribution`: with
+            `aligned` positions `parse_node(str(node))` is the node itself, for ablations. An error
+            also carries the latents of its site that were not chosen, so that sums close.
         node_statistics: Of total effects, in the metric's units, an entry a node; of the metric
             itself for the logit node.
         edges: Source and target as indices into `nodes`, `[n_edges, 2]`, by target and source.

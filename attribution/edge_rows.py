@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,6 +11,15 @@ from scipy import sparse
 from torch import Tensor
 
 from attribution.sources import Piece
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Rows of neighbouring targets, `first`, `first + 1`, ..., with the same sources."""
+
+    first: int
+    columns: np.ndarray
+    values: np.ndarray
 
 
 class EdgeRows:
@@ -21,16 +31,13 @@ class EdgeRows:
 
     def __init__(self, n_nodes: int):
         self._n_nodes = n_nodes
-        self._targets: list[np.ndarray] = []
-        self._counts: list[np.ndarray] = []
-        self._columns: list[np.ndarray] = []
-        self._values: list[np.ndarray] = []
+        self._blocks: list[_Block] = []
 
     def add(self, nodes: np.ndarray, pos: Tensor, pieces: Sequence[Piece]) -> None:
         """Complete rows of a batch of targets.
 
         Args:
-            nodes: Their indices among all nodes, `[k]`.
+            nodes: Their indices among all nodes, `[k]`, ascending.
             pos: Their positions, ascending, `[k]`.
             pieces: From the first leaf to the last, for each target. What a source adds at several
                 leaves is summed.
@@ -41,34 +48,30 @@ class EdgeRows:
             group = slice(start, start + count)
             start = group.stop
             columns, values = _rows(pieces, group, place)
-            self._targets.append(nodes[group])
-            self._counts.append(np.full(count, len(columns)))
-            self._columns.append(np.tile(columns.astype(np.int32), count))
-            self._values.append(values.ravel())
+            gaps = np.flatnonzero(np.diff(nodes[group]) > 1) + 1
+            for first, rows in zip(
+                np.split(nodes[group], gaps), np.split(values, gaps), strict=True
+            ):
+                self._blocks.append(_Block(int(first[0]), columns.astype(np.int32), rows))
 
     def matrix(self) -> sparse.csr_array:
         """All rows so far, `[target, source]`, in the order of the nodes; float32, no zeros."""
-        targets = _joined(self._targets, np.int64)
-        counts = _joined(self._counts, np.int64)
-        columns = _joined(self._columns, np.int32)
-        values = _joined(self._values, np.float32)
-        index = np.int32 if len(values) < 2**31 else np.int64
+        counts = np.zeros(self._n_nodes, dtype=np.int64)
+        for block in self._blocks:
+            rows = slice(block.first, block.first + len(block.values))
+            assert not counts[rows].any(), "a target was added twice"
+            counts[rows] = len(block.columns)
+        n_edges = int(counts.sum())
+        index = np.int32 if n_edges < 2**31 else np.int64
         starts = np.concatenate([[0], counts.cumsum()]).astype(index)
-        shape = (len(targets), self._n_nodes)
-        rows = sparse.csr_array((values, columns.astype(index, copy=False), starts), shape=shape)
-        if (np.diff(targets) < 0).any():
-            order = targets.argsort(kind="stable")
-            rows, targets = rows[order], targets[order]
-        assert (np.diff(targets) > 0).all(), "a target was added twice"
-        rows.eliminate_zeros()
-        starts = np.zeros(self._n_nodes + 1, dtype=index)
-        starts[targets + 1] = np.diff(rows.indptr)
-        square = (self._n_nodes, self._n_nodes)
-        return sparse.csr_array((rows.data, rows.indices, starts.cumsum(dtype=index)), shape=square)
-
-
-def _joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.empty(0, dtype)
+        data, indices = np.empty(n_edges, np.float32), np.empty(n_edges, index)
+        for block in self._blocks:
+            part = slice(starts[block.first], starts[block.first + len(block.values)])
+            data[part].reshape(block.values.shape)[:] = block.values
+            indices[part].reshape(block.values.shape)[:] = block.columns
+        matrix = sparse.csr_array((data, indices, starts), shape=(self._n_nodes, self._n_nodes))
+        matrix.eliminate_zeros()
+        return matrix
 
 
 def _rows(pieces: Sequence[Piece], group: slice, pos: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,26 +19,19 @@ from circuits.cross_layer import Carried
 
 @dataclass(frozen=True, eq=False)
 class Writers:
-    """The latents of one site, as what they write at a leaf: their own, or one above it.
+    """The latents of one site that write at a leaf: their own, or one above it.
 
     Attributes:
-        vectors: `acts . W_dec`, `[n, d]`, by ascending position; float32.
-        starts: Where each position's latents begin, `[pos + 1]`.
+        starts: Where each position's latents begin among them, `[pos + 1]`.
         at: Indices of the latents among all nodes.
     """
 
-    vectors: Tensor
     starts: list[int]
     at: range
 
-    def rows(self, first: int, stop: int) -> range:
-        """Which of them are at positions from `first` to before `stop`."""
-        return range(self.starts[first], self.starts[stop])
-
     def indices(self, first: int, stop: int) -> np.ndarray:
-        """The same, among all nodes."""
-        rows = self.rows(first, stop)
-        return self.at.start + np.arange(rows.start, rows.stop)
+        """Those at positions from `first` to before `stop`, among all nodes."""
+        return self.at.start + np.arange(self.starts[first], self.starts[stop])
 
     def positions(self, first: int, stop: int) -> np.ndarray:
         """Of those, `[n]`."""
@@ -49,19 +43,18 @@ class Sources:
     """The nodes at one leaf, as vectors `[d]` that they add there; float32.
 
     Attributes:
+        vectors: Those of each position, `[n, d]`: `acts . W_dec` of the latents of each of
+            `writers`, then the error (or the embedding), then `b_dec` where the dictionary reads.
         writers: The latents that write there, site by site: none at the embedding, several sites'
             where cross-layer transcoders of lower layers write too.
-        vectors: One a position, `[pos, d]`: the error, or the embedding.
-        vectors_at: Indices of those nodes.
-        bias: `b_dec` where the dictionary reads, `[pos, d]`; `None` at the embedding.
-        bias_at: Its index.
+        errors_at: Indices of the errors, or of the tokens.
+        bias_at: Index of the bias; `None` at the embedding.
     """
 
+    vectors: list[Tensor]
     writers: tuple[Writers, ...]
-    vectors: Tensor
-    vectors_at: range
-    bias: Tensor | None
-    bias_at: int
+    errors_at: range
+    bias_at: int | None
 
     def edges(self, grad: Adjoint) -> list[Piece]:
         """How far each source moves each of k targets, which are in the order of their positions.
@@ -82,28 +75,29 @@ class Sources:
     def _piece(self, first: int, grads: Tensor, targets: slice) -> Piece:
         """The edges from positions `first`, `first + 1`, ... by gradients `[n, k, d]` there."""
         stop = first + len(grads)
-        vectors = self.vectors[first:stop]
-        blocks = [] if self.bias is None else [self._from_bias(first, grads)]
-        for writers in self.writers:
-            for i, grad in enumerate(grads, first):
-                rows = writers.rows(i, i + 1)
-                blocks.append(grad @ writers.vectors[rows.start : rows.stop].T)
-        blocks.append(torch.bmm(grads, vectors[:, :, None])[..., 0].T)
-        bias = [] if self.bias is None else [self.bias_at]
+        by_position = [
+            (grad @ self.vectors[pos].T).split(self._sizes(pos), 1)
+            for pos, grad in enumerate(grads, first)
+        ]
+        *by_writer, errors = zip(*by_position, strict=True)
         positions = np.arange(first, stop)
         columns = [writers.indices(first, stop) for writers in self.writers]
         pos = [writers.positions(first, stop) for writers in self.writers]
-        return Piece(
-            targets,
-            np.concatenate([np.array(bias, int), *columns, self.vectors_at.start + positions]),
-            np.concatenate([np.full(len(bias), -1), *pos, positions]),
-            torch.cat(blocks, 1),
-        )
+        columns.append(self.errors_at.start + positions)
+        pos.append(positions)
+        if self.bias_at is not None:
+            biases = errors
+            *by_writer, errors = by_writer
+            by_writer.insert(0, (torch.cat(biases, 1).sum(1, keepdim=True),))
+            columns.insert(0, np.array([self.bias_at]))
+            pos.insert(0, np.array([-1]))
+        values = torch.cat([part for parts in (*by_writer, errors) for part in parts], 1)
+        return Piece(targets, np.concatenate(columns), np.concatenate(pos), values)
 
-    def _from_bias(self, first: int, grads: Tensor) -> Tensor:
-        assert self.bias is not None
-        bias = self.bias[first : first + len(grads), :, None]
-        return torch.bmm(grads, bias)[..., 0].sum(0)[:, None]
+    def _sizes(self, pos: int) -> list[int]:
+        """How many vectors of each kind there are at one position."""
+        sizes = [writers.starts[pos + 1] - writers.starts[pos] for writers in self.writers]
+        return [*sizes, 1] if self.bias_at is None else [*sizes, 1, 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,49 +143,57 @@ def find_sources(
     """
     embedding = cut.leaves[None].detach()[0].float()
     sources: dict[Site | None, Sources] = {
-        None: Sources((), embedding, range(table.n_pos), None, -1)
+        None: Sources(list(embedding.split(1)), (), range(table.n_pos), None)
     }
     readers = {}
     decoded = Carried()
+    written: dict[Site, list[Tensor]] = {site: [] for site in table.sites}
     writers: dict[Site, list[Writers]] = {site: [] for site in table.sites}
     for site, nodes in table.sites.items():
-        dictionary = model.dictionaries[site]
-        chosen = nodes.latents.latent
+        dictionary, latents = model.dictionaries[site], nodes.latents
+        counts = torch.bincount(latents.pos, minlength=table.n_pos)
+        here = Writers([0, *counts.cumsum(0).tolist()], nodes.latents_at)
         for there, W_dec in zip(model.writes_to(site), dictionary.decoders, strict=True):
-            writers[there].append(_writers(W_dec, nodes))
-        own, _ = write_active(dictionary.W_dec, nodes.latents, table.n_pos)
-        total = decoded.up(site, own, write_later(dictionary, nodes.latents, table.n_pos))
-        sources[site] = _sources(dictionary, nodes, tuple(writers[site]), total, cut, site)
+            writers[there].append(here)
+            written[there].append(W_dec[latents.latent].float() * latents.acts.float()[:, None])
+        own, _ = write_active(dictionary.W_dec, latents, table.n_pos)
+        total = decoded.up(site, own, write_later(dictionary, latents, table.n_pos))
+        error, bias = _left(dictionary, total, cut, site)
+        sources[site] = Sources(
+            _by_position(writers[site], written.pop(site), error, bias),
+            tuple(writers[site]),
+            nodes.errors_at,
+            nodes.bias_at,
+        )
+        chosen = latents.latent
         readers[site] = Readers(nodes, dictionary.W_enc.T[chosen], dictionary.b_enc[chosen].float())
     return sources, readers
 
 
-def _writers(W_dec: Tensor, nodes: SiteNodes) -> Writers:
-    active = nodes.latents
-    counts = torch.bincount(active.pos, minlength=nodes.n_pos)
-    return Writers(
-        vectors=W_dec[active.latent].float() * active.acts.float()[:, None],
-        starts=[0, *counts.cumsum(0).tolist()],
-        at=nodes.latents_at,
-    )
-
-
-def _sources(
-    dictionary: Dictionary,
-    nodes: SiteNodes,
-    writers: tuple[Writers, ...],
-    decoded: Tensor,
-    cut: LocalPass,
-    site: Site,
-) -> Sources:
-    """The nodes at the leaf of `site`; `decoded [pos, d]` is what latents write there in all."""
+def _left(
+    dictionary: Dictionary, decoded: Tensor, cut: LocalPass, site: Site
+) -> tuple[Tensor, Tensor]:
+    """The errors and the bias at the leaf of `site`, `[pos, d]`; latents `decoded` the rest."""
     reads = cut.reads[:, None]
     x, written = cut.inputs[site].detach()[0].float(), cut.leaves[site].detach()[0].float()
     fixed = constant(dictionary, x).float() * reads
-    return Sources(
-        writers=writers,
-        vectors=written - fixed - decoded.float(),
-        vectors_at=nodes.errors_at,
-        bias=dictionary.b_dec.float() * reads,
-        bias_at=nodes.bias_at,
-    )
+    return written - fixed - decoded.float(), dictionary.b_dec.float() * reads
+
+
+def _by_position(
+    writers: Sequence[Writers], written: Sequence[Tensor], error: Tensor, bias: Tensor
+) -> list[Tensor]:
+    """The vectors of each position: latents site by site, error, bias."""
+    return [
+        torch.cat(
+            [
+                *(
+                    vectors[here.starts[pos] : here.starts[pos + 1]]
+                    for here, vectors in zip(writers, written, strict=True)
+                ),
+                error[pos : pos + 1],
+                bias[pos : pos + 1],
+            ]
+        )
+        for pos in range(len(error))
+    ]

@@ -26,8 +26,13 @@ def test_splicing_changes_nothing(on_gpu):
     assert torch.equal(on_gpu.run(ids, keep), plain)
 
 
-def test_attributions_agree_with_the_cpu(on_gpu, model):
-    here, there = (attribute(m, TEXT, METRIC, max_latents=100) for m in (model, on_gpu))
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"attention": "live"}, {"norms": "live", "mlp": "relp"}, {"choose": "influence"}],
+    ids=str,
+)
+def test_attributions_agree_with_the_cpu(on_gpu, model, options):
+    here, there = (attribute(m, TEXT, METRIC, max_latents=100, **options) for m in (model, on_gpu))
     assert here.nodes == there.nodes
     torch.testing.assert_close(here.effects, there.effects, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(here.edges.toarray(), there.edges.toarray(), rtol=1e-3, atol=1e-3)
