@@ -72,6 +72,10 @@ def direction(hook_point: str, vector: Tensor, pos: int = -1, *, name: str | Non
     if not isinstance(vector, Tensor) or not vector.is_floating_point():
         came = vector.dtype if isinstance(vector, Tensor) else type(vector).__name__
         raise UserError(f"a direction is a tensor of floating-point numbers; got {came}")
+    if not isinstance(hook_point, str):
+        raise UserError(
+            f"a hook point is a name, such as blocks.3.hook_resid_post; got {hook_point!r}"
+        )
     if hook_point.endswith(TABLES):
         raise UserError(f"{hook_point} is a table of queries by keys; give attention_score(...)")
 
@@ -141,6 +145,8 @@ def head_of(model: SplicedModel, layer: int, head: int) -> tuple[int, float, int
         UserError: no such layer or head.
     """
     n_heads = model.config.num_attention_heads
+    if not isinstance(layer, int) or not isinstance(head, int):
+        raise UserError(f"layer={layer!r}, head={head!r}; give their numbers")
     if not 0 <= layer < model.n_layers or not 0 <= head < n_heads:
         raise UserError(
             f"no head {layer}.{head}; {model.name} has layers 0-{model.n_layers - 1} "
@@ -174,9 +180,10 @@ def top_logits(
     Raises:
         UserError: `share` not above 0 and at most 1, `at_most` below 1, or several prompts.
     """
-    if not 0 < share <= 1 or at_most < 1:
+    fits = isinstance(share, int | float) and 0 < share <= 1
+    if not fits or not isinstance(at_most, int) or at_most < 1:
         raise UserError(
-            f"share={share}, at_most={at_most}; choose a share above 0 and at most 1, "
+            f"share={share!r}, at_most={at_most!r}; choose a share above 0 and at most 1, "
             "and at least one token"
         )
     ids = model.tokens(prompt)
