@@ -137,7 +137,16 @@ def mean_reference(model: SplicedModel, prompts: Sequence[str | Prompt]) -> Refe
     """
     if isinstance(prompts, str):
         raise UserError("a mean is over several prompts; give a list of texts")
-    traces = [model.trace(prompt) for prompt in prompts]
+    return average([Reference("clean", model.trace(prompt)) for prompt in prompts], name="mean")
+
+
+def average(references: Sequence[Reference], *, name: str) -> Reference:
+    """The mean of several references, position by position (a latent counts 0 where it is off).
+
+    Raises:
+        UserError: none, or their numbers of tokens differ.
+    """
+    traces = [reference.trace for reference in references]
     lengths = sorted({len(trace.ids) for trace in traces})
     if len(lengths) != 1:
         raise UserError(
@@ -149,7 +158,7 @@ def mean_reference(model: SplicedModel, prompts: Sequence[str | Prompt]) -> Refe
         error = torch.stack([trace.sites[site].error for trace in traces]).mean(0)
         sites[site] = SiteTrace.from_dense(acts, error)
     embedding = torch.stack([trace.embedding for trace in traces]).mean(0)
-    return Reference("mean", Trace(traces[0].ids, embedding, sites))
+    return Reference(name, Trace(traces[0].ids, embedding, sites))
 
 
 def mixed_reference(*, latents: Reference, errors: Reference, tokens: Reference) -> Reference:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from tqdm import tqdm
@@ -35,9 +34,10 @@ from circuits.reference import check_reference
 from circuits.splice import DOWNSTREAM
 from experiments.checks import one_prompt
 from experiments.plots import ablation_figure
-from experiments.records import write_figure, write_table
+from experiments.results import Result
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 
@@ -65,7 +65,7 @@ class AblationRow:
 
 
 @dataclass(frozen=True)
-class Ablations(Sequence[AblationRow]):
+class Ablations(Result, Sequence[AblationRow]):
     """A row for each ablated node, in the order asked for, and the conventions of both numbers.
 
     Attributes:
@@ -79,6 +79,9 @@ class Ablations(Sequence[AblationRow]):
         reference: Which values ablated nodes are set to: `zero`, `corrupted`, `mean`, ...
         provenance: Model, dictionaries, prompt, metric, settings, versions; JSON-able.
     """
+
+    kind: ClassVar[str] = "ablations"
+    shown: ClassVar[tuple[str, ...]] = ("node", "word", "attributed", "measured", "label")
 
     rows: tuple[AblationRow, ...]
     metric: str
@@ -139,27 +142,9 @@ class Ablations(Sequence[AblationRow]):
             }
         )
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the table to a `.json` (with the whole provenance) or `.csv` file.
-
-        Raises:
-            UserError: another suffix, or `path` cannot be written.
-        """
-        return write_table(
-            path,
-            self.frame(),
-            kind="ablations",
-            provenance={**self.provenance, "clean": self.clean},
-            overwrite=overwrite,
-        )
-
-    def plot(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Draw attributed against measured effects, coloured by kind of site (SVG, PNG or PDF).
-
-        Raises:
-            UserError: another suffix, or `path` cannot be written.
-        """
-        return write_figure(path, ablation_figure(self), overwrite=overwrite)
+    def figure(self) -> Figure:
+        """Attributed against measured effects, coloured by kind of site."""
+        return ablation_figure(self)
 
 
 def ablate_each(
@@ -238,7 +223,7 @@ def ablate_each(
         metric=effects.metric,
         clean=clean,
         **settings,
-        provenance=record(model, prompt, effects.metric, settings),
+        provenance={**record(model, prompt, effects.metric, settings), "clean": clean},
     )
 
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,10 +25,11 @@ from circuits.reference import check_reference
 from experiments.checks import one_prompt
 from experiments.circuit_runs import ERRORS, Candidates, run_kept
 from experiments.plots import faithfulness_figure
-from experiments.records import write_figure, write_table
+from experiments.results import Result
 from graphs import AttributionGraph
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 BAND = (0.05, 0.95)
@@ -61,7 +61,7 @@ class CircuitScore:
 
 
 @dataclass(frozen=True)
-class FaithfulnessCurve:
+class FaithfulnessCurve(Result):
     """Faithfulness by size, and the conventions it depends on.
 
     Attributes:
@@ -75,6 +75,11 @@ class FaithfulnessCurve:
         reference: What ablated latents are set to: `zero`, `corrupted`, `mean`, ...
         provenance: Model, dictionaries, prompt, metric, settings, versions, seed; JSON-able.
     """
+
+    kind: ClassVar[str] = "faithfulness"
+    shown: ClassVar[tuple[str, ...]] = (
+        "size", "faithfulness", "completeness", "random_mean", "random_low", "random_high",
+    )  # fmt: skip
 
     scores: tuple[CircuitScore, ...]
     metric: str
@@ -100,27 +105,9 @@ class FaithfulnessCurve:
             reference=self.reference,
         )
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the table to a `.json` (with the whole provenance) or `.csv` file.
-
-        Raises:
-            UserError: another suffix, or `path` cannot be written.
-        """
-        return write_table(
-            path,
-            self.frame(),
-            kind="faithfulness",
-            provenance=self.provenance,
-            overwrite=overwrite,
-        )
-
-    def plot(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Draw faithfulness by size with the random circuits' band (SVG, PNG or PDF).
-
-        Raises:
-            UserError: another suffix, or `path` cannot be written.
-        """
-        return write_figure(path, faithfulness_figure(self), overwrite=overwrite)
+    def figure(self) -> Figure:
+        """Faithfulness by size with the random circuits' band."""
+        return faithfulness_figure(self)
 
 
 def faithfulness_curve(

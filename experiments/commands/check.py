@@ -111,7 +111,7 @@ def _read_texts(path: Path) -> list[str]:
 
 
 def _table(report: GateReport) -> str:
-    from experiments.commands.tables import layout
+    from experiments.results import layout
 
     head = ("site", "dictionary", "L0", "folder says", "explained variance", "verdict")
     return layout(head, [_cells(row) for row in report], left=(0, 1, 5))

@@ -79,7 +79,7 @@ def info(
 def _list_models() -> None:
     from circuits.catalogue import catalogue
     from circuits.models import HUB_MODELS, bundled_models
-    from experiments.commands.tables import layout
+    from experiments.results import layout
 
     rows = [(name, "bundled with the project") for name in bundled_models()]
     for name, repository in HUB_MODELS.items():
@@ -122,7 +122,7 @@ def _print_files(plan: Plan) -> None:
     """What is taken, from where, and what of it is there already."""
     from circuits.mapped import copies_folder
     from circuits.memory import show_bytes
-    from experiments.commands.tables import layout
+    from experiments.results import layout
 
     weights = plan.weights
     n_shards = "" if weights.n_files is None else str(weights.n_files)
@@ -147,7 +147,7 @@ def _print_memory(plan: Plan) -> None:
 
     from circuits.memory import show_bytes
     from circuits.store import PASSING
-    from experiments.commands.tables import layout
+    from experiments.results import layout
 
     dtypes = (torch.bfloat16, torch.float32)
     rows = [
@@ -172,7 +172,7 @@ def _between(low: int, high: int) -> str:
 def _print_catalogue(model: str) -> None:
     from circuits.catalogue import catalogue, latents_of, ranges
     from circuits.sites import ALL_KINDS
-    from experiments.commands.tables import layout
+    from experiments.results import layout
 
     rows = []
     for kind in ALL_KINDS:
@@ -195,7 +195,7 @@ def _print_catalogue(model: str) -> None:
 
 
 def _describe_loaded(model: SplicedModel) -> None:
-    from experiments.commands.tables import layout
+    from experiments.results import layout
 
     config = model.config
     click.echo(
@@ -217,7 +217,7 @@ def _describe_loaded(model: SplicedModel) -> None:
 
 
 def _list_tasks() -> None:
-    from experiments.commands.tables import layout
+    from experiments.results import layout
     from experiments.tasks import TASKS
 
     click.echo()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from experiments.results import WIDEST, layout
 
 if TYPE_CHECKING:
     from experiments.ablation import Ablations
     from experiments.faithfulness import FaithfulnessCurve
     from graphs import AttributionGraph
-
-WIDEST = 60
-"""Characters of a label."""
 
 
 def attributed_table(graph: AttributionGraph, top: int) -> str:
@@ -52,20 +50,6 @@ def faithfulness_table(curve: FaithfulnessCurve) -> str:
         for s in curve.scores
     ]
     return layout(("latents", "F(C)", "F(M \\ C)", "random mean", "random 5-95 %"), rows)
-
-
-def layout(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()) -> str:
-    """Columns set to the right, those in `left` to the left; empty columns are left out."""
-    columns = [column for column in enumerate(zip(head, *rows, strict=True)) if any(column[1][1:])]
-    widths = [max(map(len, cells)) for _, cells in columns]
-    lines = []
-    for i in range(len(rows) + 1):
-        cells = [
-            cells[i].ljust(width) if at in left else cells[i].rjust(width)
-            for (at, cells), width in zip(columns, widths, strict=True)
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def _short(label: str | None) -> str:

@@ -1,0 +1,144 @@
+"""Kinds of ablation: what ablated nodes are set to, whatever the prompt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+
+import torch
+
+from circuits import (
+    Prompt,
+    Reference,
+    SplicedModel,
+    Trace,
+    UserError,
+    corrupted_reference,
+    mean_reference,
+    zero_reference,
+)
+
+KINDS_OF_ABLATION = ("patch", "mean", "resample", "zero")
+"""By name; besides, `set to 2.5` sets the latents that are on to a value."""
+
+
+@dataclass(frozen=True)
+class AblationKind:
+    """What ablated nodes are set to.
+
+    Attributes:
+        name: `patch`, `mean`, `resample`, `zero` or `set to 2.5`; named wherever a number is shown.
+        references: From the model and a prompt to the values. Several are donors: what is measured
+            is averaged over them.
+    """
+
+    name: str
+    references: Callable[[SplicedModel, str | Prompt], tuple[Reference, ...]] = field(
+        repr=False, compare=False
+    )
+
+
+def patch() -> AblationKind:
+    """The values on the prompt's corrupted partner (activation patching)."""
+
+    def references(model: SplicedModel, prompt: str | Prompt) -> tuple[Reference, ...]:
+        return (corrupted_reference(model, prompt),)  # pyright: ignore[reportArgumentType]
+
+    return AblationKind("patch", references)
+
+
+def zero() -> AblationKind:
+    """Latents off, errors zero."""
+    return AblationKind("zero", lambda model, prompt: (zero_reference(model, prompt),))
+
+
+def mean_of(prompts: Sequence[str | Prompt]) -> AblationKind:
+    """The mean over a fixed set of prompts, position by position.
+
+    Of the set, those with as many tokens as the prompt count; a prompt of another length than any
+    of them is refused.
+    """
+    _check_set(prompts)
+    made: dict[tuple[int, int], Reference] = {}
+
+    def references(model: SplicedModel, prompt: str | Prompt) -> tuple[Reference, ...]:
+        n_pos = model.tokens(prompt).shape[1]
+        key = id(model), n_pos
+        if key not in made:
+            made[key] = mean_reference(model, _as_long(model, prompts, n_pos))
+        return (made[key],)
+
+    return AblationKind("mean", references)
+
+
+def resample(donors: Sequence[str | Prompt], *, n: int = 8, seed: int = 0) -> AblationKind:
+    """The values on `n` other prompts, drawn anew for each prompt from those of its length.
+
+    A prompt is not its own donor. Where fewer than `n` are as long, all of them are taken.
+    """
+    _check_set(donors)
+    if n < 1:
+        raise UserError(f"n={n}; resampling needs at least one donor")
+
+    def references(model: SplicedModel, prompt: str | Prompt) -> tuple[Reference, ...]:
+        text = prompt.text if isinstance(prompt, Prompt) else prompt
+        others = [d for d in donors if (d.text if isinstance(d, Prompt) else d) != text]
+        n_pos = model.tokens(prompt).shape[1]
+        long = _as_long(model, others, n_pos)
+        drawn = Random(f"{seed} {text}").sample(long, min(n, len(long)))
+        return tuple(Reference("resample", model.trace(donor)) for donor in drawn)
+
+    return AblationKind("resample", references)
+
+
+def set_value(value: float) -> AblationKind:
+    """Latents that are on get `value`; those that are off stay off, and errors what they are."""
+
+    def references(model: SplicedModel, prompt: str | Prompt) -> tuple[Reference, ...]:
+        trace = model.trace(prompt)
+        sites = {
+            site: replace(here, acts=torch.full_like(here.acts, value))
+            for site, here in trace.sites.items()
+        }
+        return (Reference(f"set to {value:g}", Trace(trace.ids, trace.embedding, sites)),)
+
+    return AblationKind(f"set to {value:g}", references)
+
+
+def kind_named(name: str, prompts: Sequence[str | Prompt], *, seed: int = 0) -> AblationKind:
+    """The kind of that name, with `prompts` as the reference set or the donors.
+
+    Raises:
+        UserError: no such kind.
+    """
+    simple = {"patch": patch, "zero": zero}
+    if name in simple:
+        return simple[name]()
+    if name == "mean":
+        return mean_of(prompts)
+    if name == "resample":
+        return resample(prompts, seed=seed)
+    if match := re.fullmatch(r"set to (-?\d+(?:\.\d+)?)", name):
+        return set_value(float(match[1]))
+    raise UserError(
+        f"no kind of ablation {name!r}; choose {', '.join(KINDS_OF_ABLATION)} or 'set to 2.5'"
+    )
+
+
+def _check_set(prompts: Sequence[str | Prompt]) -> None:
+    if isinstance(prompts, str | Prompt) or not prompts:
+        raise UserError("give a list of prompts whose values stand in, at least one")
+
+
+def _as_long(
+    model: SplicedModel, prompts: Sequence[str | Prompt], n_pos: int
+) -> list[str | Prompt]:
+    found = [prompt for prompt in prompts if model.tokens(prompt).shape[1] == n_pos]
+    if not found:
+        raise UserError(
+            f"none of the {len(prompts)} prompts whose values stand in has {n_pos} tokens, as the "
+            "ablated one has; give some of that length, or ablate by patch or zero"
+        )
+    return found
