@@ -5,9 +5,14 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attribution.attribute import record
+from attribution.prompt_store import digest
+from circuits import Prompt, SplicedModel
 from circuits.errors import UserError
 from circuits.files import check_writable, write_atomically
 
@@ -65,17 +70,52 @@ def write_figure(path: str | Path, figure: Figure, *, overwrite: bool = False) -
     Raises:
         UserError: see `check_output`.
     """
+    path = check_output(path, FIGURES, overwrite=overwrite)
+    return write_atomically(path, _drawn(figure, path.suffix), overwrite=overwrite)
+
+
+def svg_text(figure: Figure) -> str:
+    """A plot as SVG; the same plot gives the same text."""
+    return _drawn(figure, ".svg").decode()
+
+
+def _drawn(figure: Figure, suffix: str) -> bytes:
     import matplotlib as mpl
 
-    path = check_output(path, FIGURES, overwrite=overwrite)
     buffer = io.BytesIO()
-    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}[path.suffix]
+    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}[suffix]
     with mpl.rc_context({"svg.hashsalt": "gemma-circuits"}):
-        figure.savefig(buffer, format=path.suffix[1:], dpi=150, metadata=undated)
-    return write_atomically(path, buffer.getvalue(), overwrite=overwrite)
+        figure.savefig(buffer, format=suffix[1:], dpi=150, metadata=undated)
+    return buffer.getvalue()
 
 
 def _json_value(value: Any) -> Any:
     """Plain numbers and text; None where a number is missing."""
     value = value.item() if hasattr(value, "item") else value  # numpy's scalars
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def record_prompts(
+    model: SplicedModel,
+    prompts: Sequence[str | Prompt],
+    metric: str,
+    settings: dict[str, Any],
+    *,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Everything that numbers of many prompts depend on, JSON-able.
+
+    Args:
+        metric: Name of the metric, or of the function from a prompt to its metric.
+        settings: Conventions and options.
+        seed: Of what is random.
+    """
+    told = record(model, "", metric, settings)
+    del told["prompt"]
+    texts = [asdict(prompt) if isinstance(prompt, Prompt) else prompt for prompt in prompts]
+    name = getattr(prompts, "name", None)
+    return {
+        **told,
+        "prompts": {"name": name, "n": len(prompts), "digest": digest(texts)},
+        "seed": seed,
+    }

@@ -1,0 +1,259 @@
+"""Effects on many prompts of the same nodes: a latent at a named span, pooled over its positions.
+
+1. *Attributed*: an estimator's effects of every latent and error of each prompt, summed over the
+   positions of each span.
+2. *Measured*: what the metric loses when a node is ablated, at all positions of its span at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from tqdm import tqdm
+
+from attribution.effects import Effects, total_effects
+from attribution.metrics import Metric, Score, Targets, bind
+from circuits import (
+    ErrorNode,
+    Intervention,
+    LatentNode,
+    Prompt,
+    Reference,
+    Site,
+    SplicedModel,
+    set_to,
+)
+from circuits.reference import average
+from experiments.kinds import AblationKind
+from experiments.measure import measure
+from experiments.spans import SpanNode, Spans
+
+MetricOf = Callable[[Any], Metric | Targets | Score]
+"""From a prompt to its metric: `logit_diff`, or `task.metric`."""
+
+Estimator = Callable[..., Effects]
+"""`total_effects`, `integrated_effects`, or another with their arguments."""
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class PooledEffects:
+    """Attributed effects of every node on every prompt; matrices are `[n_prompts, n_nodes]`.
+
+    Attributes:
+        nodes: Every latent that is on somewhere on a prompt or in its reference, and every error.
+        effect: In the metric's units; a node that a prompt does not have counts 0.
+        change: How far ablating the node moves what its site writes: `|act - baseline| |W_dec|`
+            summed over the span; of an error the norm of the difference.
+        active: Whether the latent is on, on the clean prompt; 1 for errors.
+        values: The metric on each clean prompt, `[n_prompts]`.
+        estimator: For tables; so are `downstream` and `reference`, the kind of ablation.
+    """
+
+    nodes: tuple[SpanNode, ...]
+    effect: sparse.csr_array
+    change: sparse.csr_array
+    active: sparse.csr_array
+    values: Array
+    estimator: str
+    downstream: str
+    reference: str
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredEffects:
+    """Measured effects of chosen nodes; matrices are `[n_prompts, n_nodes]`, float64.
+
+    Attributes:
+        nodes: The columns.
+        effect: `metric(clean) - metric(ablated)`; over several donors the mean; 0 where the
+            ablation changes nothing.
+        donor_variance: Sample variance over donors; NaN for kinds with a single reference.
+        clean: The metric on each clean prompt, `[n_prompts]`.
+        downstream: Convention, for tables; so is `reference`, the kind of ablation.
+    """
+
+    nodes: tuple[SpanNode, ...]
+    effect: Array
+    donor_variance: Array
+    clean: Array
+    downstream: str
+    reference: str
+
+
+def pooled_effects(
+    model: SplicedModel,
+    prompts: Sequence[Prompt],
+    spans: Spans,
+    metric: MetricOf,
+    kind: AblationKind,
+    *,
+    estimator: Estimator = total_effects,
+    downstream: str = "recompute",
+) -> PooledEffects:
+    """Effects of every latent and error by span, attributed by `estimator`.
+
+    Against several donors the baseline is their mean, of which gradient x activation gives the
+    mean over donors.
+    """
+    space = _Space.of(model, spans)
+    rows: list[tuple[Array, ...]] = []
+    values, name = [], ""
+    for i, prompt in enumerate(tqdm(prompts, "attributing", unit="prompt", disable=None, delay=1)):
+        reference = baseline(kind, model, prompt)
+        effects = estimator(
+            model, prompt, metric(prompt), downstream=downstream, reference=reference
+        )
+        rows.append(_row(model, space, spans, i, effects, reference))
+        values.append(effects.value)
+        name = effects.estimator
+    every = np.unique(np.concatenate([codes for codes, *_ in rows]))
+    matrices = [_matrix(every, [(row[0], row[k]) for row in rows]) for k in (1, 2, 3)]
+    return PooledEffects(
+        nodes=tuple(space.node(code) for code in every.tolist()),
+        effect=matrices[0],
+        change=matrices[1],
+        active=matrices[2],
+        values=np.array(values),
+        estimator=name,
+        downstream=downstream,
+        reference=kind.name,
+    )
+
+
+def baseline(kind: AblationKind, model: SplicedModel, prompt: str | Prompt) -> Reference:
+    """The one reference that effects are attributed against; of several donors the mean."""
+    references = kind.references(model, prompt)
+    return references[0] if len(references) == 1 else average(references, name=kind.name)
+
+
+def measured_effects(
+    model: SplicedModel,
+    prompts: Sequence[Prompt],
+    spans: Spans,
+    metric: MetricOf,
+    nodes: Sequence[SpanNode],
+    kind: AblationKind,
+    *,
+    downstream: str = "recompute",
+    batch_size: int | None = None,
+    memory: str | int | None = None,
+) -> MeasuredEffects:
+    """Ablate each of `nodes` alone on every prompt, at all positions of its span at once."""
+    shape = len(prompts), len(nodes)
+    effect, variance = np.zeros(shape), np.full(shape, np.nan)
+    clean = np.zeros(len(prompts))
+    how = {"downstream": downstream, "batch_size": batch_size, "memory": memory}
+    for i, prompt in enumerate(tqdm(prompts, "ablating", unit="prompt", disable=None, delay=1)):
+        ids = model.tokens(prompt)
+        references = kind.references(model, prompt)
+        here = Reference("clean", model.trace(ids))
+        members = [spans.nodes(node, i) for node in nodes]
+        rows, places = [], []
+        for donor, reference in enumerate(references):
+            for column, group in enumerate(members):
+                if changes := changed_to(here, reference, group):
+                    rows.append(changes)
+                    places.append((donor, column))
+        clean[i], values = measure(model, ids, bind(metric(prompt), model), rows, **how)
+        by_donor = np.zeros((len(references), len(nodes)))
+        for (donor, column), value in zip(places, values.tolist(), strict=True):
+            by_donor[donor, column] = clean[i] - value
+        effect[i] = by_donor.mean(0)
+        if len(references) > 1:
+            variance[i] = by_donor.var(0, ddof=1)
+    return MeasuredEffects(tuple(nodes), effect, variance, clean, downstream, kind.name)
+
+
+def metric_of_name(metric: MetricOf) -> str:
+    """The name of a function from a prompt to its metric; of a task's, `ioi metric`."""
+    name = getattr(metric, "__name__", type(metric).__name__)
+    owner = getattr(getattr(metric, "__self__", None), "name", None)
+    return f"{owner} {name}" if owner else name
+
+
+def changed_to(
+    clean: Reference, reference: Reference, nodes: Sequence[LatentNode | ErrorNode]
+) -> list[Intervention]:
+    """Interventions that set `nodes` to the reference, those that it would not change left out."""
+    changes = []
+    for node in nodes:
+        value = reference.value(node)
+        if not torch.equal(value.float(), clean.value(node).float()):
+            changes.append(set_to(node, value))
+    return changes
+
+
+@dataclass(frozen=True)
+class _Space:
+    """All latents and errors at all spans, numbered: by site, span, latent; the error is last."""
+
+    sites: tuple[Site, ...]
+    spans: tuple[str, ...]
+    width: int
+
+    @classmethod
+    def of(cls, model: SplicedModel, spans: Spans) -> _Space:
+        widest = max(model.dictionaries.summary(site).d_sae for site in model.sites)
+        return cls(tuple(model.sites), spans.names, widest + 1)
+
+    def codes(self, site: Site, span: Array, latent: Array | int) -> Array:
+        return (self.sites.index(site) * len(self.spans) + span) * self.width + latent
+
+    def node(self, code: int) -> SpanNode:
+        place, latent = divmod(code, self.width)
+        site, span = divmod(place, len(self.spans))
+        is_error = latent == self.width - 1
+        return SpanNode(self.sites[site], None if is_error else latent, self.spans[span])
+
+
+def _row(
+    model: SplicedModel,
+    space: _Space,
+    spans: Spans,
+    i: int,
+    effects: Effects,
+    reference: Reference,
+) -> tuple[Array, ...]:
+    """One prompt's codes, ascending, and for each its effect, its change and whether it is on."""
+    n_pos = len(effects.token_effect)
+    names = [spans.span_of(i, pos) for pos in range(n_pos)]
+    span = np.array([-1 if name is None else space.spans.index(name) for name in names])
+    codes, terms = [], []
+    for site, e in effects.sites.items():
+        pos, latent = e.pos.cpu().numpy(), e.latent.cpu().numpy()
+        norms = model.dictionaries[site].W_dec[e.latent].float().norm(dim=1)
+        change = (e.acts - reference.acts(site)[e.pos, e.latent].float()).abs() * norms
+        kept = span[pos] >= 0
+        codes.append(space.codes(site, span[pos], latent)[kept])
+        columns = (e.effect, change, e.acts != 0)
+        terms.append(np.stack([_numbers(x) for x in columns])[:, kept])
+
+        error_change = (e.error - reference.error(site).float()).norm(dim=1)
+        kept = span >= 0
+        codes.append(space.codes(site, span, space.width - 1)[kept])
+        columns = (e.error_effect, error_change, torch.ones(n_pos))
+        terms.append(np.stack([_numbers(x) for x in columns])[:, kept])
+    found, place = np.unique(np.concatenate(codes), return_inverse=True)
+    effect, change, active = np.concatenate(terms, axis=1)
+    sums = [np.bincount(place, x, len(found)) for x in (effect, change, active)]
+    return found, sums[0], sums[1], (sums[2] > 0).astype(np.float64)
+
+
+def _numbers(x: torch.Tensor) -> Array:
+    return x.double().cpu().numpy()
+
+
+def _matrix(every: Array, rows: Sequence[tuple[Array, Array]]) -> sparse.csr_array:
+    """Rows of codes and values as one matrix with the ascending codes `every` as columns."""
+    columns = [np.searchsorted(every, codes) for codes, _ in rows]
+    starts = np.cumsum([0, *map(len, columns)])
+    values = np.concatenate([values for _, values in rows])
+    shape = len(rows), len(every)
+    return sparse.csr_array((values, np.concatenate(columns), starts), shape=shape)
