@@ -1,0 +1,58 @@
+"""`circuits kinds`: zero, mean, resample and patch side by side."""
+
+from __future__ import annotations
+
+import click
+
+from experiments.commands.many import Many, asks_many
+
+
+@click.command(short_help="Kinds of ablation side by side: which conclusions survive.")
+@click.option(
+    "--kinds", "names", default="patch,mean,resample,zero", show_default=True, metavar="KINDS",
+    help="The kinds to compare, two or more; --kind screens the latents.",
+)  # fmt: skip
+@click.option(
+    "--top", type=click.IntRange(min=1), default=50, show_default=True, metavar="N",
+    help="Latents to ablate.",
+)  # fmt: skip
+@asks_many
+def kinds(many: Many, names: str, top: int) -> None:
+    """Ablate the strongest latents of a task in several ways.
+
+    A latent survives where its mean effect has one sign and a q of at most 0.05 under every kind.
+
+    \b
+    Examples:
+      circuits kinds --task agreement_rc --prompts 20 --top 20
+      circuits kinds --task ioi --kinds patch,zero --out kinds.svg
+    """
+    from experiments.ablation_table import screen
+    from experiments.kinds import kind_named
+    from experiments.kinds_compared import compare_kinds
+    from experiments.pooled import pooled_effects
+    from experiments.results import layout
+
+    spans = many.spans(many.prompts)
+    found = pooled_effects(
+        many.model, many.prompts, spans, many.metric, many.kind, downstream=many.downstream
+    )
+    nodes = [found.nodes[i] for i in screen(found, found)[:top].tolist()]
+    donors = many.others or many.prompts
+    result = compare_kinds(
+        many.model,
+        many.prompts,
+        nodes,
+        many.metric,
+        kinds=[kind_named(name.strip(), donors, seed=many.seed) for name in names.split(",")],
+        spans=spans,
+        downstream=many.downstream,
+        seed=many.seed,
+    )
+    many.finish(result)
+    pairs = result.correlations()
+    rows = [
+        (a, b, f"{rank:.3f}", str(flips))
+        for a, b, rank, flips in pairs.iloc[:, :4].itertuples(index=False)
+    ]
+    click.echo("\n" + layout(("kind", "other", "spearman", "sign flips"), rows, left=(0, 1)))

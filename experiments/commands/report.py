@@ -1,0 +1,35 @@
+"""`circuits report`: attributed against measured effects, one by one and jointly."""
+
+from __future__ import annotations
+
+import click
+
+from experiments.commands.many import Many, asks_many
+
+
+@click.command(short_help="Attributed against measured effects over many prompts.")
+@click.option(
+    "--top", type=click.IntRange(min=2), default=50, show_default=True, metavar="N",
+    help="Latents of each prompt that are ablated one by one.",
+)  # fmt: skip
+@asks_many
+def report(many: Many, top: int) -> None:
+    """Say how well each estimator foretells ablations: of single nodes, and of many at once.
+
+    \b
+    Examples:
+      circuits report --task agreement_rc --prompts 10
+      circuits report --task ioi --kind zero --out report.csv --out report.svg
+    """
+    from experiments.attribution_report import attribution_report
+
+    result = attribution_report(
+        many.model,
+        many.prompts,
+        many.metric,
+        kind=many.kind,
+        downstream=many.downstream,
+        n_nodes=top,
+        seed=many.seed,
+    )
+    many.finish(result, top=None)

@@ -1,0 +1,183 @@
+"""The same latents ablated in several ways: which conclusions survive the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from attribution import logit_diff
+from circuits import Prompt, SplicedModel, UserError
+from experiments.ablation_table import pairs_of
+from experiments.kinds import AblationKind
+from experiments.pooled import MetricOf, measured_effects, metric_of_name
+from experiments.records import record_prompts
+from experiments.results import Result
+from experiments.spans import SpanNode, Spans, aligned
+from experiments.statistics import benjamini_hochberg, cluster_interval, sign_flip_p
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class KindsCompared(Result):
+    """A row a latent, a group of columns a kind of ablation.
+
+    Columns of `frame()`: for each kind its mean effect (in the metric's units), the interval
+    (`patch_low`, `patch_high`) and `patch_q` over all latents; `sign_flips`, how many pairs of them
+    disagree in the sign of the mean where both intervals exclude zero; `survives`: q at most 0.05
+    under every kind, with one sign.
+
+    Attributes:
+        nodes: The latents.
+        kinds: Names of the kinds.
+        means: `[n_kinds, n_nodes]`.
+        table: The columns above.
+        conventions: Metric and the convention downstream.
+        provenance: Everything that the numbers depend on.
+    """
+
+    kind: ClassVar[str] = "kinds of ablation compared"
+
+    nodes: tuple[SpanNode, ...]
+    kinds: tuple[str, ...]
+    means: np.ndarray
+    table: DataFrame
+    conventions: dict[str, str]
+    provenance: dict[str, Any]
+
+    @property
+    def shown(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The node, the mean of each kind, and what survives."""
+        return ("node", *self.kinds, "sign_flips", "survives")
+
+    def __repr__(self) -> str:
+        kept = int(self.table["survives"].sum())
+        return (
+            f"KindsCompared({', '.join(self.kinds)}: {kept} of {len(self.nodes)} latents keep "
+            "their sign and significance under all)"
+        )
+
+    def frame(self) -> DataFrame:
+        """One line a latent, with the conventions as columns."""
+        return self.table.assign(**self.conventions)
+
+    def correlations(self) -> DataFrame:
+        """One line a pair of kinds: Spearman's rank correlation of means, and sign flips."""
+        import pandas as pd
+
+        rows = []
+        for i, j in combinations(range(len(self.kinds)), 2):
+            flips = int((np.sign(self.means[i]) * np.sign(self.means[j]) < 0).sum())
+            rank = stats.spearmanr(self.means[i], self.means[j]).statistic
+            pair = {"kind": self.kinds[i], "other": self.kinds[j]}
+            rows.append({**pair, "spearman": rank, "sign_flips": flips, "n": len(self.nodes)})
+        return pd.DataFrame(rows).assign(**self.conventions)
+
+    def figure(self) -> Figure:
+        """Mean effects under the first kind against those under each other one."""
+        others = len(self.kinds) - 1
+        figure = Figure(figsize=(3.2 * others + 0.6, 3.6), layout="constrained")
+        for axes, i in zip(np.atleast_1d(figure.subplots(1, others)), range(1, others + 1)):  # noqa: B905
+            axes.axline((0, 0), slope=1, color="0.8", zorder=0)
+            axes.axhline(0, color="0.93", zorder=0)
+            axes.axvline(0, color="0.93", zorder=0)
+            kept = self.table["survives"].to_numpy()
+            for mask, colour, label in ((kept, "#0072b2", "survives"), (~kept, "0.6", "does not")):
+                axes.scatter(
+                    self.means[0][mask], self.means[i][mask], s=14, color=colour, label=label
+                )
+            axes.set_xlabel(self.kinds[0])
+            axes.set_ylabel(self.kinds[i])
+        axes.legend(frameon=False, fontsize=8)
+        figure.suptitle(
+            f"effect on {self.conventions['metric']}, downstream {self.conventions['downstream']}",
+            fontsize=10,
+        )
+        return figure
+
+
+def compare_kinds(
+    model: SplicedModel,
+    prompts: Sequence[Prompt],
+    nodes: Sequence[SpanNode],
+    metric: MetricOf = logit_diff,
+    *,
+    kinds: Sequence[AblationKind],
+    spans: Spans | None = None,
+    downstream: str = "recompute",
+    n_bootstrap: int = 1000,
+    n_permutations: int = 10_000,
+    seed: int = 0,
+    batch_size: int | None = None,
+    memory: str | int | None = None,
+) -> KindsCompared:
+    """Ablate each of `nodes` by each of `kinds`, on the same prompts.
+
+    Args:
+        model: The spliced model.
+        prompts: The prompts.
+        nodes: For example `ablation_table(...).nodes`.
+        metric: From a prompt to its metric.
+        kinds: At least two, such as `[patch(), mean_of(others), resample(others), zero()]`.
+        spans: As in `ablation_table`.
+        downstream: What errors downstream do.
+        n_bootstrap, n_permutations, seed: Of intervals and p.
+        batch_size, memory: Of one pass of ablations.
+
+    Raises:
+        UserError: fewer than two kinds, two of one name, or no nodes.
+    """
+    names = [kind.name for kind in kinds]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UserError(f"kinds {names}; give two or more, each once")
+    if not nodes:
+        raise UserError("no latents to compare kinds of ablation on; give at least one")
+    spans = spans or aligned(model, prompts)
+    clusters, columns, means, clear = pairs_of(prompts), {}, [], []
+    for kind in kinds:
+        found = measured_effects(
+            model, prompts, spans, metric, nodes, kind,
+            downstream=downstream, batch_size=batch_size, memory=memory,
+        )  # fmt: skip
+        mean = found.effect.mean(0)
+        low, high = cluster_interval(found.effect, clusters, n_bootstrap=n_bootstrap, seed=seed)
+        p = sign_flip_p(found.effect, clusters, n_permutations=n_permutations, seed=seed)
+        columns |= {
+            kind.name: mean,
+            f"{kind.name}_low": low,
+            f"{kind.name}_high": high,
+            f"{kind.name}_q": benjamini_hochberg(p),
+        }
+        means.append(mean)
+        clear.append(np.sign(mean) * ((low > 0) | (high < 0)))
+    signs = np.stack(clear)
+    pairs = combinations(range(len(names)), 2)
+    significant = np.stack([columns[f"{name}_q"] <= 0.05 for name in names]).all(0)
+    one_sign = np.abs(np.sign(np.stack(means)).sum(0)) == len(names)
+    import pandas as pd
+
+    table = pd.DataFrame(
+        {
+            "node": [str(node) for node in nodes],
+            **columns,
+            "sign_flips": sum((signs[i] * signs[j] < 0).astype(int) for i, j in pairs),
+            "survives": significant & one_sign,
+        }
+    )
+    conventions = {"metric": metric_of_name(metric), "downstream": downstream}
+    settings = {**conventions, "kinds": names, "spans": list(spans.names)}
+    return KindsCompared(
+        nodes=tuple(nodes),
+        kinds=tuple(names),
+        means=np.stack(means),
+        table=table,
+        conventions=conventions,
+        provenance=record_prompts(model, prompts, conventions["metric"], settings, seed=seed),
+    )

@@ -1,0 +1,137 @@
+"""The table's numbers are those of single ablations, and its controls are what it says."""
+
+import json
+
+import numpy as np
+import pytest
+
+from attribution import logit_diff
+from circuits import Prompt, UserError
+from experiments.ablation_table import ablation_table, matched_controls, pairs_of, screen
+from experiments.kinds import mean_of, patch, resample, zero
+from experiments.kinds_compared import compare_kinds
+from experiments.pooled import measured_effects, pooled_effects
+from experiments.spans import aligned
+from tests.experiments.test_pooled import PROMPTS, pair
+
+HELDOUT = [pair("w3 w5 w9 w2 w8 w9 w30", 1), pair("w2 w6 w9 w2 w5 w9 w12", 2)]
+
+
+@pytest.fixture(scope="module")
+def table(model):
+    return ablation_table(model, PROMPTS, heldout=HELDOUT, max_latents=12, n_controls=5)
+
+
+def test_rows_are_single_ablations(model, table):
+    spans = aligned(model, PROMPTS)
+    found = measured_effects(model, PROMPTS, spans, logit_diff, table.nodes, patch())
+    frame = table.frame()
+    np.testing.assert_allclose(table.effects, found.effect, atol=2e-5)
+    np.testing.assert_allclose(frame["mean"], found.effect.mean(0), atol=2e-5)
+    assert (frame["mean"].abs().diff().dropna() <= 1e-12).all()  # strongest first
+    assert (frame["low"] <= frame["mean"]).all()
+    assert (frame["mean"] <= frame["high"]).all()
+    again = measured_effects(
+        model, HELDOUT, aligned(model, HELDOUT), logit_diff, table.nodes, patch()
+    )
+    np.testing.assert_allclose(frame["heldout_mean"], again.effect.mean(0), atol=2e-5)
+
+
+def test_attributed_and_firing_are_means_over_prompts(model, table):
+    pooled = pooled_effects(model, PROMPTS, aligned(model, PROMPTS), logit_diff, patch())
+    places = [pooled.nodes.index(node) for node in table.nodes]
+    frame = table.frame()
+    np.testing.assert_allclose(frame["attributed"], pooled.effect.toarray().mean(0)[places])
+    np.testing.assert_allclose(frame["firing"], pooled.active.toarray().mean(0)[places])
+
+
+def test_shares_are_of_what_the_corrupted_prompt_loses(model, table):
+    from attribution.metrics import bind
+
+    gaps = []
+    for prompt in PROMPTS:
+        score = bind(logit_diff(prompt), model)
+        texts = (prompt.text, prompt.corrupted)
+        clean, corrupted = (score(model(text)[:, -1:]).item() for text in texts)
+        gaps.append(clean - corrupted)
+    frame = table.frame()
+    np.testing.assert_allclose(frame["share"], frame["mean"] / np.mean(gaps), rtol=1e-3)
+    assert set(frame["share_of"]) == {"clean - corrupted"}
+
+
+def test_controls_have_the_site_the_span_and_about_the_change(model):
+    pooled = pooled_effects(model, PROMPTS, aligned(model, PROMPTS), logit_diff, patch())
+    chosen = screen(pooled, pooled)[:20]
+    change = np.asarray(pooled.change.mean(0))
+    for i, own in zip(chosen, matched_controls(pooled, chosen, 5, seed=0), strict=True):
+        assert len(own) <= 5
+        assert not set(own) & set(chosen)
+        node = pooled.nodes[i]
+        same = [
+            j
+            for j, other in enumerate(pooled.nodes)
+            if (other.site, other.span) == (node.site, node.span) and other.latent is not None
+        ]
+        free = [j for j in same if j not in set(chosen) and change[j] > 0]
+        distance = np.abs(np.log(change[free]) - np.log(change[i]))
+        nearest = {free[k] for k in np.argsort(distance, kind="stable")[:10]}
+        assert set(own) <= nearest
+        assert len(own) == min(5, len(free))
+
+
+def test_the_screen_sees_what_either_estimator_sees(model):
+    pooled = pooled_effects(model, PROMPTS, aligned(model, PROMPTS), logit_diff, patch())
+    order = screen(pooled, pooled)
+    sizes = np.abs(pooled.effect.toarray()).mean(0)
+    assert (np.diff(sizes[order]) <= 0).all()
+    assert all(pooled.nodes[i].latent is not None for i in order)
+
+
+def test_a_pair_and_its_reverse_are_one_cluster():
+    a, b = Prompt("a", corrupted="b"), Prompt("b", corrupted="a")
+    assert pairs_of([a, Prompt("c", corrupted="b"), b]).tolist() == [0, 1, 0]
+
+
+def test_every_form_names_the_conventions(table, tmp_path):
+    frame = table.frame()
+    assert set(frame["reference"]) == {"patch"}
+    assert set(frame["downstream"]) == {"recompute"}
+    assert set(frame["estimator"]) == {"gradient x activation"}
+    content = json.loads(table.save(tmp_path / "t.json").read_text())
+    assert content["provenance"]["prompts"]["n"] == len(PROMPTS)
+    assert len(content["rows"]) == 12
+    assert "<svg" in table.plot(tmp_path / "t.svg").read_text()
+    lines = table.text(top=3).splitlines()
+    assert lines[0].split()[:2] == ["node", "mean"]
+    assert lines[-1] == "... and 9 more"
+
+
+def test_held_out_prompts_are_other_prompts(model):
+    with pytest.raises(UserError, match="1 of the held-out prompts are among the prompts"):
+        ablation_table(model, PROMPTS, heldout=PROMPTS[:1])
+    with pytest.raises(UserError, match="at least one"):
+        ablation_table(model, [])
+
+
+def test_kinds_beside_each_other(model, table, tmp_path):
+    nodes = table.nodes[:6]
+    kinds = [patch(), zero(), mean_of(HELDOUT), resample(HELDOUT, n=2)]
+    result = compare_kinds(model, PROMPTS, nodes, kinds=kinds, n_permutations=100)
+    spans = aligned(model, PROMPTS)
+    for kind, mean in zip(kinds, result.means, strict=True):
+        found = measured_effects(model, PROMPTS, spans, logit_diff, nodes, kind)
+        np.testing.assert_allclose(mean, found.effect.mean(0), atol=2e-5)
+    pairs = result.correlations()
+    assert len(pairs) == 6
+    ranks = [np.argsort(np.argsort(mean)) for mean in result.means]
+    assert pairs["spearman"][0] == pytest.approx(np.corrcoef(ranks[0], ranks[1])[0, 1])
+    assert pairs["sign_flips"][0] == (np.sign(result.means[0]) != np.sign(result.means[1])).sum()
+    assert "<svg" in result.plot(tmp_path / "k.svg").read_text()
+    assert set(result.frame()["metric"]) == {"logit_diff"}
+
+
+def test_one_kind_is_nothing_to_compare(model, table):
+    with pytest.raises(UserError, match="two or more, each once"):
+        compare_kinds(model, PROMPTS, table.nodes, kinds=[patch()])
+    with pytest.raises(UserError, match="no latents"):
+        compare_kinds(model, PROMPTS, [], kinds=[patch(), zero()])
