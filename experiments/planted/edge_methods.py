@@ -1,0 +1,143 @@
+"""Methods that rank the planted model's edges, each under its own name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from attribution import attribute
+from attribution.metrics import bind
+from circuits import LatentNode, LogitNode, Prompt, Site
+from experiments.ablation import ablate_each
+from experiments.planted.case import Case
+from experiments.planted.case import case as case_of
+from experiments.planted.truth import METRIC
+
+GRAPHS: dict[str, dict[str, str]] = {
+    "local Jacobian": {},
+    "local Jacobian, live attention": {"attention": "live"},
+    "integrated gradients of MLPs": {"mlp": "integrated"},
+    "RelP": {"mlp": "relp"},
+}
+"""How `attribute` makes edges, by the name shown; attention is frozen where nothing is said."""
+
+
+def edge_scores(case: Case) -> dict[str, Tensor]:
+    """What each method gives each of `case.edges`, `[n]`, by its name; `downstream="freeze"`.
+
+    Against the corrupted prompt, a graph of the clean prompt lacks the latents that are off there;
+    the same graph of the corrupted prompt has them, and both together all of them.
+    """
+    scores = {"exact knock-out x measured effect": knock_outs(case)}
+    partner = _partner(case) if case.reference.name == "corrupted" else None
+    for name, choice in GRAPHS.items():
+        here = graph_edges(case, choice)
+        scores[f"{name} x gradient"] = here
+        if partner is not None:
+            found = graph_edges(partner, choice).abs().tolist()
+            there = dict(zip(partner.edges, found, strict=True))
+            both = here.abs() + torch.tensor([there[edge] for edge in case.edges])
+            scores[f"{name} x gradient, graphs of both prompts"] = both
+    return scores | {"local Jacobian alone": graph_edges(case, {}, weighted=False)}
+
+
+def knock_outs(case: Case) -> Tensor:
+    """What the metric loses through each edge, `[n]`: nothing in it is a gradient.
+
+        (what the target's pre-activation loses) * (the target's measured effect / its change)
+
+    A target with the same value in the reference weighs nothing. With the metric as the target,
+    what it loses.
+    """
+    rows = ablate_each(
+        case.model,
+        case.prompt,
+        case.metric,
+        case.nodes,
+        reference=case.reference,
+        downstream="freeze",
+    )
+    effects = torch.tensor([row.measured for row in rows])
+    change = case.acts - case.baseline
+    per_unit = torch.where(change == 0, 0, effects / change)
+    weights = dict(zip(case.nodes, per_unit.tolist(), strict=True))
+    return losses(case) * torch.tensor([weights.get(target, 1.0) for _, target in case.edges])
+
+
+@torch.no_grad()
+def losses(case: Case) -> Tensor:
+    """What each edge's target loses when the source alone is set to its reference value, `[n]`.
+
+    Every site writes what it writes on the clean prompt, but for the source; the target is read
+    from what then arrives: its pre-activation, or the metric. Norms and attention are live. A row
+    of the batch for each source, and a first one in which nothing is changed.
+    """
+    model, nodes = case.model, case.nodes
+    ids = model.tokens(case.prompt)
+    _, _, clean = model.activations(ids)
+    score = bind(case.metric, model)
+    lost = case.acts - case.baseline
+    pre: dict[Site, Tensor] = {}
+
+    def hook_of(site: Site):
+        dictionary = model.dictionaries[site]
+        rows = [i for i, node in enumerate(nodes) if node.site == site]
+        pos, latents = ([getattr(nodes[i], of) for i in rows] for of in ("pos", "latent"))
+
+        def hook(read: Tensor, written: Tensor) -> Tensor:
+            pre[site] = read @ dictionary.W_enc + dictionary.b_enc  # [row, pos, d_sae]
+            out = clean[site].repeat(len(read), 1, 1)
+            out[[i + 1 for i in rows], pos] -= lost[rows, None] * dictionary.W_dec[latents]
+            return out
+
+        return hook
+
+    hooks = {site: hook_of(site) for site in model.sites}
+    values = score(model.forward(ids.expand(len(nodes) + 1, -1), hooks, output=score.output))
+    row = {node: i + 1 for i, node in enumerate(nodes)}
+
+    def read(target: LatentNode | str) -> Tensor:
+        """`[row]`."""
+        if isinstance(target, LatentNode):
+            return pre[target.site][:, target.pos, target.latent]
+        return values
+
+    return torch.stack([read(t)[0] - read(t)[row[s]] for s, t in case.edges])
+
+
+def graph_edges(case: Case, choice: Mapping[str, str], *, weighted: bool = True) -> Tensor:
+    """The edges of the prompt's graph, `[n]`, each times its target's gradient to the metric.
+
+    A graph's edge is against zero; against another reference it is taken in proportion to what the
+    source loses. 0 where a latent is off on the prompt: the graph does not have it.
+    """
+    made = attribute(
+        case.model,
+        case.prompt,
+        case.metric,
+        max_latents=None,
+        downstream="freeze",
+        reference=case.reference,
+        **choice,  # pyright: ignore[reportArgumentType]: attention and mlp, both strings
+    )
+    place = {METRIC if isinstance(n, LogitNode) else n: i for i, n in enumerate(made.nodes)}
+    edges = torch.from_numpy(made.edges.toarray())
+    if weighted:
+        edges = edges * made.target_grads[:, None]
+    share = torch.where(case.acts == 0, 0, (case.acts - case.baseline) / case.acts)
+    shares = dict(zip(case.nodes, share.tolist(), strict=True))
+    return torch.tensor(
+        [
+            edges[place[t], place[s]] * shares[s] if s in place and t in place else 0.0
+            for s, t in case.edges
+        ]
+    )
+
+
+def _partner(case: Case) -> Case:
+    """The question with clean and corrupted prompt exchanged."""
+    asked = case.prompt
+    prompt = Prompt(asked.corrupted or "", asked.foil, asked.target, asked.text)
+    return case_of(case.model, prompt, case.reference.name)
