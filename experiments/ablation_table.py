@@ -230,10 +230,10 @@ def ablation_table(
 
 def screen(gradient: PooledEffects, integrated: PooledEffects) -> Array:
     """Columns of `gradient` that are latents, by the larger of the two mean absolute effects."""
-    size = np.abs(gradient.effect).mean(0)
+    size = np.asarray(abs(gradient.effect).mean(0))
     places = {node: i for i, node in enumerate(gradient.nodes)}
     shared = np.array([places[node] for node in integrated.nodes])
-    size[shared] = np.maximum(size[shared], np.abs(integrated.effect).mean(0))
+    size[shared] = np.maximum(size[shared], np.asarray(abs(integrated.effect).mean(0)))
     latents = np.array([node.latent is not None for node in gradient.nodes])
     order = np.argsort(-size, kind="stable")
     return order[latents[order] & (size[order] > 0)]
@@ -296,8 +296,8 @@ def _behaviour(
         return clean, "clean"
     without = []
     for prompt in prompts:
-        score = bind(metric(prompt), model)
-        without.append(score(model.run(model.tokens(prompt.corrupted), output=score.output)).item())
+        score, partner = bind(metric(prompt), model), prompt.corrupted or ""
+        without.append(score(model.run(model.tokens(partner), output=score.output)).item())
     return clean - float(np.mean(without)), "clean - corrupted"
 
 

@@ -21,7 +21,7 @@ def table_figure(table: AblationTable) -> Figure:
     figure = Figure(figsize=(7, 1.5 + 0.24 * max(len(frame), 4)), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color="0.8", zorder=0)
-    mean, low, high = (frame[name].to_numpy() for name in ("mean", "low", "high"))
+    mean, low, high = (np.asarray(frame[name]) for name in ("mean", "low", "high"))
     ends = np.abs(np.stack([mean - low, high - mean]))
     axes.errorbar(mean, rows, xerr=ends, fmt="o", ms=4, lw=1, color="#0072b2", label="measured")
     axes.plot(frame["attributed"], rows, "x", ms=5, color="#d55e00", label="attributed")

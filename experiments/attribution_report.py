@@ -80,8 +80,10 @@ class AttributionReport(Result):
         import pandas as pd
 
         rows = []
-        for (question, estimator), own in self.pairs.groupby(["question", "estimator"], sort=False):
+        asked = ["question", "estimator"]
+        for question, estimator in self.pairs[asked].drop_duplicates().to_numpy().tolist():
             key = {"question": question, "estimator": estimator}
+            own = self.pairs.query("question == @question and estimator == @estimator")
             each = [_agree(part) for _, part in own.groupby("prompt")]
             means = {
                 name: float(np.nanmean([one[name] for one in each]))
@@ -304,7 +306,7 @@ def _transition(case: _Case, node: LatentNode | ErrorNode) -> str:
     )
 
 
-def _groups(own: DataFrame) -> list[tuple[str, DataFrame]]:
+def _groups(own: Any) -> list[tuple[str, Any]]:
     """All nodes, latents by kind of site, errors, and latents by what ablation does to them."""
     groups = [("all", own)]
     latents = own[~own["error"]]
@@ -314,6 +316,6 @@ def _groups(own: DataFrame) -> list[tuple[str, DataFrame]]:
     return [(str(name), part) for name, part in groups if len(part)]
 
 
-def _agree(pairs: DataFrame) -> dict[str, float]:
+def _agree(pairs: Any) -> dict[str, float]:
     found = asdict(agreement(pairs["attributed"].to_numpy(), pairs["measured"].to_numpy()))
     return {"n": found["n"], **{name: found[name] for name in NUMBERS}}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
 
 from attribution import logit_diff
 from circuits import Prompt, SplicedModel, UserError
@@ -19,7 +18,12 @@ from experiments.pooled import MetricOf, measured_effects, metric_of_name
 from experiments.records import record_prompts
 from experiments.results import Result
 from experiments.spans import SpanNode, Spans, aligned
-from experiments.statistics import benjamini_hochberg, cluster_interval, sign_flip_p
+from experiments.statistics import (
+    benjamini_hochberg,
+    cluster_interval,
+    rank_correlation,
+    sign_flip_p,
+)
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -58,7 +62,7 @@ class KindsCompared(Result):
         return ("node", *self.kinds, "sign_flips", "survives")
 
     def __repr__(self) -> str:
-        kept = int(self.table["survives"].sum())
+        kept = int(np.asarray(self.table["survives"]).sum())
         return (
             f"KindsCompared({', '.join(self.kinds)}: {kept} of {len(self.nodes)} latents keep "
             "their sign and significance under all)"
@@ -69,15 +73,14 @@ class KindsCompared(Result):
         return self.table.assign(**self.conventions)
 
     def correlations(self) -> DataFrame:
-        """One line a pair of kinds: Spearman's rank correlation of means, and sign flips."""
+        """One line a pair of kinds: rank correlations of means, and sign flips."""
         import pandas as pd
 
         rows = []
         for i, j in combinations(range(len(self.kinds)), 2):
-            flips = int((np.sign(self.means[i]) * np.sign(self.means[j]) < 0).sum())
-            rank = stats.spearmanr(self.means[i], self.means[j]).statistic
+            found = rank_correlation(self.means[i], self.means[j])
             pair = {"kind": self.kinds[i], "other": self.kinds[j]}
-            rows.append({**pair, "spearman": rank, "sign_flips": flips, "n": len(self.nodes)})
+            rows.append({**pair, **asdict(found)})
         return pd.DataFrame(rows).assign(**self.conventions)
 
     def figure(self) -> Figure:

@@ -50,9 +50,9 @@ def kinds(many: Many, names: str, top: int) -> None:
         seed=many.seed,
     )
     many.finish(result)
-    pairs = result.correlations()
+    pairs = result.correlations().to_dict("records")
     rows = [
-        (a, b, f"{rank:.3f}", str(flips))
-        for a, b, rank, flips in pairs.iloc[:, :4].itertuples(index=False)
+        (pair["kind"], pair["other"], f"{pair['spearman']:.3f}", str(pair["sign_flips"]))
+        for pair in pairs
     ]
     click.echo("\n" + layout(("kind", "other", "spearman", "sign flips"), rows, left=(0, 1)))

@@ -5,7 +5,15 @@ import pytest
 
 from attribution import integrated_effects, logit_diff, total_effects
 from attribution.metrics import bind
-from circuits import UserError, corrupted_reference, parse_node, set_to, splice
+from circuits import (
+    ErrorNode,
+    LatentNode,
+    UserError,
+    corrupted_reference,
+    parse_node,
+    set_to,
+    splice,
+)
 from circuits.interventions import edits
 from experiments.attribution_report import attribution_report
 from experiments.kinds import patch
@@ -35,6 +43,7 @@ def test_single_pairs_are_one_ablation_and_one_effect(model, report):
         assert len(own) == 15
         for row in own.itertuples():
             node = parse_node(str(row.node))
+            assert isinstance(node, LatentNode | ErrorNode)
             change = edits(model, ids, [[set_to(node, reference.value(node))]])
             ablated = score(model.run(ids, change, output=score.output)).item()
             assert row.attributed == pytest.approx(effects.of(node), abs=1e-6)

@@ -56,7 +56,7 @@ def test_prompts_that_are_all_alike_make_a_firm_list(model):
     assert one.stability.jaccard <= 1
     same = dataset_circuit(model, alike, k=5)
     assert same.stability.jaccard == same.stability.pairwise == 1
-    assert (same.frame()["inclusion"] == 1).all()
+    assert (np.asarray(same.frame()["inclusion"]) == 1).all()
     assert same.frame()["cancellation"].to_numpy() == pytest.approx(0)
 
 

@@ -1,0 +1,151 @@
+"""Run a study cell by cell; what is finished is on the disk and is never computed again.
+
+1. *Load* the model once, and the prompts of a task once for its cells.
+2. *Rank* the nodes on the first prompts, by the cell's method.
+3. *Test* the circuits of all sizes on the held-out prompts.
+4. *Write* the cell, whole or not at all; a run that is stopped goes on after the last one written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from attribution.prompt_store import digest
+from circuits import Prompt, SplicedModel, UserError, load
+from circuits.array_files import read_json
+from circuits.files import write_atomically
+from experiments.datasets import fitting
+from experiments.faithfulness import faithfulness_curve
+from experiments.kinds import kind_named
+from experiments.methods import Question, method_named
+from experiments.named import prompts_named, spans_for
+from experiments.pooled import MetricOf
+from experiments.spans import Spans
+from experiments.study.declaration import Cell, Study
+from experiments.study.report import StudyReport
+
+FORMAT = "gemma-circuits study"
+
+
+@dataclass(frozen=True)
+class _Material:
+    """A task's prompts for one seed: to rank nodes on, and to test circuits on."""
+
+    prompts: Sequence[Prompt]
+    heldout: Sequence[Prompt]
+    metric: MetricOf
+    spans: Spans
+    heldout_spans: Spans
+
+
+def run_study(
+    study: Study, folder: str | Path, *, model: SplicedModel | None = None
+) -> StudyReport:
+    """Run what of `study` is not in `folder` yet, and give the report of all its cells.
+
+    Args:
+        study: The declaration.
+        folder: Holds `study.json` and a file a cell; made if it is not there.
+        model: The study's model, if it is loaded already.
+
+    Raises:
+        UserError: the folder holds a study with other settings or something else, or a cell cannot
+            be run; finished cells stay.
+    """
+    folder = Path(folder)
+    _open(folder, study)
+    todo = [cell for cell in study.cells() if not cell_path(folder, cell).exists()]
+    if todo:
+        model = model or load(study.model, dictionaries=study.dictionaries, sites=study.sites)
+        material: dict[tuple[str, int], _Material] = {}
+        for cell in tqdm(todo, f"study {study.name}", unit="cell", disable=None):
+            key = cell.task, cell.seed
+            if key not in material:
+                material = {key: _material(model, study, cell)}
+            result = run_cell(model, study, cell, material[key])
+            text = json.dumps({"cell": asdict(cell), **result}, indent=1) + "\n"
+            write_atomically(cell_path(folder, cell), text, overwrite=True)
+    cells = [read_json(cell_path(folder, cell)) for cell in study.cells()]
+    return StudyReport(study=study, cells=tuple(cells))
+
+
+def run_cell(model: SplicedModel, study: Study, cell: Cell, material: _Material) -> dict[str, Any]:
+    """Rank, test, and give the curve with the ranking's first nodes, JSON-able."""
+    kind = kind_named(cell.ablation, material.prompts, seed=cell.seed)
+    question = Question(
+        model, material.prompts, material.spans, material.metric, kind, study.downstream, cell.seed
+    )
+    ranking = method_named(cell.method).rank(question, errors=study.errors == "scored")
+    curve = faithfulness_curve(
+        model,
+        material.heldout,
+        material.metric,
+        ranking,
+        sizes=study.sizes,
+        spans=material.heldout_spans,
+        reference=kind,
+        downstream=study.downstream,
+        errors=study.errors,
+        n_random=study.n_random,
+        seed=cell.seed,
+    )
+    rows = json.loads(curve.frame().to_json(orient="records"))
+    return {
+        "ranking": [str(node) for node in ranking[: max(study.sizes)]],
+        "curve": rows,
+        "area": curve.area,
+        "excess_area": curve.excess_area,
+        "provenance": curve.provenance,
+    }
+
+
+def cell_path(folder: Path, cell: Cell) -> Path:
+    """Where a cell is kept."""
+    words = "_".join((cell.task, cell.method, cell.ablation, str(cell.seed)))
+    safe = "".join(letter if letter.isalnum() else "-" for letter in words)
+    return folder / "cells" / f"{safe}-{digest(asdict(cell))[:8]}.json"
+
+
+def _material(model: SplicedModel, study: Study, cell: Cell) -> _Material:
+    n = max(study.n_prompts, study.n_heldout)
+    heldout, prompts, metric = prompts_named(cell.task, n, cell.seed)
+    prompts = fitting(model, prompts[: study.n_prompts], aligned=True)
+    heldout = fitting(model, heldout[: study.n_heldout], aligned=True)
+    for name, some in (("rank nodes on", prompts), ("test circuits on", heldout)):
+        if not len(some):
+            raise UserError(f"{cell.task} has no prompts to {name} that {model.name} can read")
+    both = [*prompts, *heldout]
+    how = spans_for(model, cell.task, both)
+    return _Material(prompts, heldout, metric, how(prompts), how(heldout))
+
+
+def _open(folder: Path, study: Study) -> None:
+    """Make the folder, or check that it holds cells of the same settings."""
+    try:
+        (folder / "cells").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+    path, told = folder / "study.json", {"format": FORMAT, "settings": study.settings()}
+    if not path.exists():
+        others = [file.name for file in folder.iterdir() if file.name != "cells"]
+        if others:
+            raise UserError(f"{folder} holds other files ({others[0]}); give a new folder")
+        write_atomically(path, json.dumps(told, indent=1) + "\n", overwrite=True)
+        return
+    found = read_json(path)
+    if found.get("format") != FORMAT:
+        raise UserError(f"{path} is no study; give a new folder")
+    changed = [k for k, v in told["settings"].items() if found["settings"].get(k) != v]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{folder} was run with {key}={found['settings'].get(key)!r}, now "
+            f"{told['settings'][key]!r}; give a new folder, or the same settings (tasks, methods, "
+            "ablations and seeds may be added)"
+        )
