@@ -1,0 +1,157 @@
+"""The passes of `path_patch`: step by step along each path, and to the metric."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attribution import Metric, Targets
+from attribution.metrics import Score, bind, bind_all
+from circuits import (
+    Dictionary,
+    ErrorNode,
+    LatentNode,
+    Reference,
+    Site,
+    TokenNode,
+    set_to,
+)
+from experiments.held import Held, Seen, Source, shifts, value_in
+from experiments.measure import measure
+
+
+@dataclass(frozen=True)
+class Route:
+    """One path.
+
+    Attributes:
+        source: Where it starts.
+        steps: What it goes through, in the order of the pass.
+        targets: Which targets of the metric it ends in, by number.
+    """
+
+    source: Source
+    steps: tuple[LatentNode | ErrorNode, ...]
+    targets: tuple[int, ...]
+
+    @property
+    def nodes(self) -> tuple[Source, ...]:
+        return (self.source, *self.steps)
+
+    def __str__(self) -> str:
+        return " -> ".join(map(str, self.nodes))
+
+
+@dataclass(frozen=True, eq=False)
+class Trip:
+    """What travelled along one path.
+
+    Attributes:
+        steps: Of each node and of the metric the clean value, the patched one and clean minus
+            patched; norms, of errors and embeddings. `[n, 3]`.
+        effect: What the metric loses.
+    """
+
+    steps: np.ndarray
+    effect: float
+
+
+@torch.no_grad()
+def travel(
+    held: Held,
+    metric: Metric | Targets | Score,
+    routes: Sequence[Route],
+    clean: Reference,
+    reference: Reference,
+) -> list[Trip]:
+    """All of `routes` at once, a row each: a pass a step, and one to the metric."""
+    told: list[list[tuple[float, float, float]]] = []
+    changes: list[Tensor] = []
+    for route in routes:
+        was, becomes = (value_in(values, route.source) for values in (clean, reference))
+        changes.append(becomes - was)
+        told.append([_told(was, becomes)])
+    for step in range(max(len(route.steps) for route in routes)):
+        going = [i for i, route in enumerate(routes) if step < len(route.steps)]
+        rows = [shifts(held.model, routes[i].nodes[step], changes[i]) for i in going]
+        by_site: defaultdict[Site, list[tuple[int, int]]] = defaultdict(list)
+        for row, i in enumerate(going):
+            by_site[routes[i].steps[step].site].append((row, i))
+        places = {
+            site: [(row, routes[i].steps[step].pos) for row, i in there]
+            for site, there in by_site.items()
+        }
+        seen, _ = held.run(rows, places)
+        for site, there in by_site.items():
+            dictionary, reads = held.model.dictionaries[site], held.model.reads(held.ids)[0]
+            for n, (_, i) in enumerate(there):
+                node = routes[i].steps[step]
+                changes[i] = _arrived(dictionary, seen[site], n, node, bool(reads[node.pos]))
+                was = value_in(clean, node)
+                told[i].append(_told(was, was + changes[i]))
+    rows = [shifts(held.model, route.nodes[-1], changes[i]) for i, route in enumerate(routes)]
+    scores, weights = bind_all(metric, held.model)
+    _, out = held.run(rows, output=tuple(score.output for score in scores))
+    values = torch.stack([s(x).double().cpu() for s, x in zip(scores, out, strict=True)], -1)
+    values *= values.new_tensor(weights)  # [rows + 1, targets]
+    trips = []
+    for row, route in enumerate(routes):
+        before, after = (values[i, list(route.targets)].sum().item() for i in (-1, row))
+        steps = np.array([*told[row], (before, after, before - after)])
+        trips.append(Trip(steps, before - after))
+    return trips
+
+
+def _arrived(
+    dictionary: Dictionary, seen: Seen, n: int, node: LatentNode | ErrorNode, is_read: bool
+) -> Tensor:
+    """How a node's value changes with what its site now reads and writes, row `n` of `seen`."""
+    read, clean_read = seen.read[n], seen.clean_read[n]
+    if isinstance(node, LatentNode):
+        return (dictionary.encode(read) - dictionary.encode(clean_read))[node.latent]
+    change = seen.written[n].float() - seen.clean_written[n].float()
+    if not is_read:  # all of it is error
+        return change
+    now, was = (dictionary.decode(dictionary.encode(x), x).float() for x in (read, clean_read))
+    return change - (now - was)
+
+
+@torch.no_grad()
+def total_effect(
+    held: Held,
+    metric: Metric | Targets | Score,
+    source: Source,
+    reference: Reference,
+    *,
+    downstream: str,
+    memory: str | int | None = None,
+) -> float:
+    """What the metric loses when the source takes its reference value and all else may follow.
+
+    Of a token, whose change nothing holds, `downstream` is `recompute`.
+    """
+    score, value = bind(metric, held.model), value_in(reference, source)
+    if not isinstance(source, TokenNode):
+        rows = [[set_to(source, value)]]
+        how = {"downstream": downstream, "memory": memory}
+        clean, ablated = measure(held.model, held.ids, score, rows, **how)
+        return clean - ablated.item()
+    assert downstream == "recompute"
+    both = held.embedding.repeat(2, 1, 1)
+    both[1, source.pos] = value.to(both)
+    ids = held.ids.expand(2, -1)
+    out = held.model.forward(ids, {}, embedding=lambda read, written: both, output=score.output)
+    clean, ablated = score(out).tolist()
+    return clean - ablated
+
+
+def _told(was: Tensor, becomes: Tensor) -> tuple[float, float, float]:
+    """Clean, patched and their difference, of a latent; the norms, of a vector."""
+    if was.ndim:
+        return was.norm().item(), becomes.norm().item(), (was - becomes).norm().item()
+    return was.item(), becomes.item(), (was - becomes).item()
