@@ -10,7 +10,7 @@ so that only the replicates' running sums are kept, never the rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,8 +39,7 @@ class MeanBootstrap:
     ) -> None:
         check_n_bootstrap(n_bootstrap)
         self.n_rows = n_rows
-        self._rng = np.random.default_rng(seed)
-        self._left = np.full(n_bootstrap, n_rows)  # draws that later rows will get
+        self._draws = draws(n_rows, n_bootstrap=n_bootstrap, seed=seed)
         self._sums = np.zeros((n_bootstrap, n_columns))
         self._block: list[tuple[NDArray[np.int64], Array]] = []
         self._n_seen = 0
@@ -48,35 +47,20 @@ class MeanBootstrap:
     def add(self, row: ArrayLike) -> None:
         """One more row, `[n_columns]`."""
         assert self._n_seen < self.n_rows, f"more than {self.n_rows} rows"
-        drawn = self._rng.binomial(self._left, 1 / (self.n_rows - self._n_seen))
-        self._left -= drawn
         self._n_seen += 1
-        self._block.append((drawn, np.array(row, dtype=np.float64)))
+        self._block.append((next(self._draws), np.array(row, dtype=np.float64)))
         if len(self._block) == BLOCK:
             self._flush()
 
     def interval(self, level: float = 0.95) -> tuple[Array, Array]:
-        """Low and high ends `[n_columns]` of the mean's interval, after all rows; NaN for one row.
+        """Low and high ends `[n_columns]` of the mean's interval, after all rows.
 
-        The percentile interval, with its tails widened to those of Student's t: for few rows the
-        plain one is too narrow by `sqrt((n - 1) / n)` and by taking t for normal ("expanded
-        percentile interval", Hesterberg 2015, arXiv 1411.5279). Of 5, 8 and 30 normal numbers the
-        95 % interval holds the mean in 92, 94 and 95 % of samples; of skewed ones, less often.
+        See `percentile_interval`.
         """
-        if not 0 < level < 1:
-            raise UserError(f"level={level}; give a share between 0 and 1, such as 0.95")
         assert self._n_seen == self.n_rows, f"{self._n_seen} of {self.n_rows} rows"
         self._flush()
-        n, n_columns = self.n_rows, self._sums.shape[1]
-        low, high = np.full((2, n_columns), np.nan)
-        if n < 2:
-            return low, high
-        t = stats.t.ppf((1 + level) / 2, n - 1)
-        tail = stats.norm.cdf(-np.sqrt(n / (n - 1)) * t)
-        for start in range(0, n_columns, BLOCK):  # quantiles sort a copy
-            part = slice(start, start + BLOCK)
-            low[part], high[part] = np.quantile(self._sums[:, part] / n, (tail, 1 - tail), axis=0)
-        return low, high
+        low, high = percentile_interval(self._sums, self.n_rows, level)
+        return low / self.n_rows, high / self.n_rows
 
     def _flush(self) -> None:
         if self._block:
@@ -116,6 +100,43 @@ def bootstrap_mean(
     if bootstrap is None:
         raise UserError("a mean of no rows; give at least one")
     return bootstrap.interval(level)
+
+
+def draws(n_rows: int, *, n_bootstrap: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """How often each replicate draws a row, `[n_bootstrap]`, one row after the other."""
+    check_n_bootstrap(n_bootstrap)
+    rng = np.random.default_rng(seed)
+    left = np.full(n_bootstrap, n_rows)  # draws that later rows will get
+    for n_seen in range(n_rows):
+        drawn = rng.binomial(left, 1 / (n_rows - n_seen))
+        left -= drawn
+        yield drawn
+
+
+def percentile_interval(replicates: Array, n_rows: int, level: float = 0.95) -> tuple[Array, Array]:
+    """Low and high ends `[k]` of an interval of a mean, from replicates `[n_bootstrap, k]` of it.
+
+    The percentile interval, with its tails widened to those of Student's t: for few rows the
+    plain one is too narrow by `sqrt((n - 1) / n)` and by taking t for normal ("expanded
+    percentile interval", Hesterberg 2015, arXiv 1411.5279). Of 5, 8 and 30 normal numbers the
+    95 % interval holds the mean in 92, 94 and 95 % of samples; of skewed ones, less often. NaN
+    for one row.
+
+    Raises:
+        UserError: a level that is no share.
+    """
+    if not 0 < level < 1:
+        raise UserError(f"level={level}; give a share between 0 and 1, such as 0.95")
+    n_columns = replicates.shape[1]
+    low, high = np.full((2, n_columns), np.nan)
+    if n_rows < 2:
+        return low, high
+    t = stats.t.ppf((1 + level) / 2, n_rows - 1)
+    tail = stats.norm.cdf(-np.sqrt(n_rows / (n_rows - 1)) * t)
+    for start in range(0, n_columns, BLOCK):  # quantiles sort a copy
+        part = slice(start, start + BLOCK)
+        low[part], high[part] = np.quantile(replicates[:, part], (tail, 1 - tail), axis=0)
+    return low, high
 
 
 def check_n_bootstrap(n_bootstrap: int) -> None:
