@@ -62,8 +62,9 @@ def knock_outs(case: Case) -> Tensor:
     effects = torch.tensor([row.measured for row in rows])
     change = case.acts - case.baseline
     per_unit = torch.where(change == 0, 0, effects / change)
-    weights = dict(zip(case.nodes, per_unit.tolist(), strict=True))
-    return losses(case) * torch.tensor([weights.get(target, 1.0) for _, target in case.edges])
+    weights: dict[LatentNode | str, float] = {METRIC: 1.0}
+    weights |= zip(case.nodes, per_unit.tolist(), strict=True)
+    return losses(case) * torch.tensor([weights[target] for _, target in case.edges])
 
 
 @torch.no_grad()

@@ -11,6 +11,8 @@ from experiments.planted.case import Case
 
 POINTS = 10
 """Of integrated gradients."""
+ROWS = 1000
+"""Of one pass: they are short, and the model is small."""
 
 
 def node_scores(case: Case, downstream: str) -> dict[str, Tensor]:
@@ -21,9 +23,9 @@ def node_scores(case: Case, downstream: str) -> dict[str, Tensor]:
     """
     question = (case.model, case.prompt, case.metric)
     how = {"downstream": downstream, "reference": case.reference}
-    rows = ablate_each(*question, case.nodes, **how)
+    rows = ablate_each(*question, case.nodes, batch_size=ROWS, **how)
     joint = integrated_effects(*question, n=POINTS, **how)
-    each = integrated_each(*question, case.nodes, n=POINTS, **how)
+    each = integrated_each(*question, case.nodes, n=POINTS, batch_size=ROWS, **how)
     return {
         "exact ablation": torch.tensor([row.measured for row in rows]),
         f"per-latent integrated gradients (n={POINTS})": each,
