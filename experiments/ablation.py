@@ -35,6 +35,7 @@ from circuits.splice import DOWNSTREAM
 from experiments.checks import one_prompt
 from experiments.plots import ablation_figure
 from experiments.results import Result
+from experiments.statistics import pearson
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -257,10 +258,3 @@ def _measure(
                 ablated[i] = value
             bar.update(len(chunk))
     return clean, ablated
-
-
-def pearson(x: Sequence[float], y: Sequence[float]) -> float:
-    """Pearson's correlation; NaN for fewer than two pairs, or where one side does not vary."""
-    if len(x) < 2 or any(map(math.isnan, x)) or min(x) == max(x) or min(y) == max(y):
-        return float("nan")
-    return torch.corrcoef(torch.tensor([x, y], dtype=torch.float64))[0, 1].item()

@@ -1,8 +1,8 @@
-"""Run the model with a chosen set of latents left alone and every other one set to a reference."""
+"""Run the model with a chosen set of nodes left alone and every other one set to a reference."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,52 +10,54 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attribution.metrics import BoundMetric
-from circuits import LatentNode, Reference, Site, SplicedModel, Trace, UserError
+from circuits import ErrorNode, LatentNode, Reference, Site, SplicedModel, Trace
 from circuits.interventions import Edit
 
-ERRORS = ("kept", "removed")
-"""What becomes of errors: they stay and follow `downstream`, or are set to the reference."""
+ERRORS = ("kept", "scored", "removed")
+"""What becomes of errors: they stay and follow `downstream`; stay only where the circuit holds
+them; or are set to the reference. Where dictionaries do not read (BOS), they stay in any case."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Every latent of every site that is active on the prompt or in the reference, `n` in all.
+    """What a circuit is chosen from, `n` nodes in all.
+
+    Every latent of every site that is active on the prompt or in the reference and, where they are
+    scored, every error.
 
     Attributes:
-        nodes: Site by site, `[n]`.
+        nodes: Latents site by site, then errors site by site, `[n]`.
         sites: Where each site's latents are: its positions, latents and slice of `nodes`.
+        errors: Where each site's errors are: their positions and slice of `nodes`; may be empty.
     """
 
-    nodes: tuple[LatentNode, ...]
+    nodes: tuple[LatentNode | ErrorNode, ...]
     sites: Mapping[Site, tuple[Tensor, Tensor, slice]]
+    errors: Mapping[Site, tuple[Tensor, slice]]
 
     @classmethod
-    def of(cls, trace: Trace, reference: Reference) -> Candidates:
-        """From the clean trace and the reference."""
-        nodes: list[LatentNode] = []
-        sites = {}
+    def of(
+        cls, trace: Trace, reference: Reference, *, errors_at: Tensor | None = None
+    ) -> Candidates:
+        """From the clean trace and the reference.
+
+        Args:
+            errors_at: Where errors are candidates too, `[pos]` booleans; nowhere by default.
+        """
+        nodes: list[LatentNode | ErrorNode] = []
+        sites, errors = {}, {}
         for site, here in trace.sites.items():
             active = (here.dense() != 0) | (reference.acts(site) != 0)
             pos, latent = active.nonzero(as_tuple=True)
             pairs = zip(latent.tolist(), pos.tolist(), strict=True)
             sites[site] = (pos, latent, slice(len(nodes), len(nodes) + len(pos)))
             nodes += [LatentNode(site, latent, pos) for latent, pos in pairs]
-        return cls(tuple(nodes), sites)
-
-    def places(self, latents: Sequence[LatentNode]) -> list[int]:
-        """Where each of `latents` is among the nodes.
-
-        Raises:
-            UserError: one is active neither on the prompt nor in the reference.
-        """
-        index = {node: i for i, node in enumerate(self.nodes)}
-        strangers = [node for node in latents if node not in index]
-        if strangers:
-            raise UserError(
-                f"{strangers[0]} is not active on this prompt, nor in the reference; "
-                "give a graph of the same prompt, model and dictionaries"
-            )
-        return [index[node] for node in latents]
+        if errors_at is not None:
+            pos = errors_at.nonzero()[:, 0]
+            for site in trace.sites:
+                errors[site] = (pos, slice(len(nodes), len(nodes) + len(pos)))
+                nodes += [ErrorNode(site, p) for p in pos.tolist()]
+        return cls(tuple(nodes), sites, errors)
 
 
 @torch.no_grad()
@@ -71,13 +73,14 @@ def run_kept(
     errors: str,
     batch_size: int,
 ) -> Tensor:
-    """The metric with only some latents left alone, `[rows]`.
+    """The metric with only some nodes left alone, `[rows]`.
 
     Args:
         ids: The prompt, `[1, pos]`.
         kept: Which candidates are left alone in each pass, `[rows, n]` booleans. All other
             latents are set to the reference, those that only the changed pass switches on too.
-        errors: `kept` or `removed` (set to the reference's).
+        errors: `kept`; `scored`, for candidates with errors: set to the reference's where `kept`
+            does not hold them; or `removed` (all set to the reference's).
         downstream: What kept errors do: `recompute` or `freeze`.
     """
     held = model.errors(ids) if downstream == "freeze" else None
@@ -86,7 +89,14 @@ def run_kept(
         for rows in kept.split(batch_size):
             batch = ids.expand(len(rows), -1)
             edits = {
-                site: _keep(rows[:, where], pos, latent, reference, site, model.reads(ids), errors)
+                site: _keep(
+                    rows[:, where],
+                    pos,
+                    latent,
+                    reference,
+                    site,
+                    _alone(rows, candidates, site, model.reads(ids), errors),
+                )
                 for site, (pos, latent, where) in candidates.sites.items()
             }
             read = model.run(
@@ -101,24 +111,37 @@ def run_kept(
     return torch.cat(values)
 
 
+def _alone(
+    kept: Tensor, candidates: Candidates, site: Site, reads: Tensor, errors: str
+) -> Tensor | None:
+    """Where errors of `site` stay in each row, `[rows, pos]`; None for everywhere."""
+    if errors == "kept":
+        return None
+    # where dictionaries do not read (BOS), the error is the whole activation: it stays
+    alone = ~reads.expand(len(kept), -1)
+    if errors == "scored":
+        pos, where = candidates.errors[site]
+        alone = alone.clone()
+        alone[:, pos] = kept[:, where]
+    return alone
+
+
 def _keep(
     kept: Tensor,
     pos: Tensor,
     latent: Tensor,
     reference: Reference,
     site: Site,
-    reads: Tensor,
-    errors: str,
+    alone: Tensor | None,
 ) -> Edit:
-    """One site's edit: latents `kept [rows, n]` as they come, all else from the reference."""
+    """One site's edit: latents `kept [rows, n]` and errors `alone` as they come, else the reference."""
     stand_in, error_stand_in = reference.acts(site), reference.error(site)
 
     def edit(acts: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         changed = stand_in.to(acts).expand_as(acts).clone()
         changed[:, pos, latent] = torch.where(kept, acts[:, pos, latent], changed[:, pos, latent])
-        if errors == "removed":
-            # where dictionaries do not read (BOS), the error is the whole activation: it stays
-            error = torch.where(reads[..., None], error_stand_in.to(error), error)
+        if alone is not None:
+            error = torch.where(alone[..., None], error, error_stand_in.to(error))
         return changed, error
 
     return edit

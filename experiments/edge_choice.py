@@ -178,7 +178,7 @@ def _left_out(
 ) -> dict[str, int]:
     """How many edges start at what cannot be knocked out, by why."""
     counts: Counter[type] = Counter(type(nodes[i]) for i in sources)
-    known = sum(counts[kind] for kind in Source)
+    known = counts[LatentNode] + counts[ErrorNode] + counts[TokenNode]
     left_out = {"from biases": len(sources) - known}
     if _unknown_errors(graph):
         left_out["from errors of a pruned graph"] = counts[ErrorNode]

@@ -262,7 +262,7 @@ def _conventions(
         "edges_attention": told["attention"],
         "edges_norms": told["norms"],
         "attributed_downstream": str(settings.get("downstream", "unknown")),
-        "knocked_out": "attention and norms live",
+        "knock_out": "attention and norms live",
     }
 
 

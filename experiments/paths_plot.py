@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
+    from circuits import Node
     from experiments.paths import PathPatch
 
 
@@ -20,12 +22,14 @@ def path_figure(result: PathPatch) -> Figure:
     axes = figure.subplots()
     at = np.arange(len(told))
     names = told["path"].tolist()
+    steps = [_steps(path) for path in result.paths]
+    labels = [*steps, "left over", "total"][::-1]
     axes.barh(at, told["effect"], color=[colours.get(name, "#0072b2") for name in names])
     if told["attributed"].notna().any():
         axes.plot(told["attributed"], at, "x", color="#d55e00", label="attributed")
         axes.legend(frameon=False, fontsize=8)
     axes.axvline(0, color="0.8", linewidth=0.8)
-    axes.set_yticks(at, labels=[_short(name) for name in names], fontsize=7)
+    axes.set_yticks(at, labels=labels, fontsize=7)
     conventions = result.conventions
     axes.set_xlabel(f"effect on {conventions['metric']}", fontsize=9, parse_math=False)
     axes.set_title(
@@ -37,7 +41,6 @@ def path_figure(result: PathPatch) -> Figure:
     return figure
 
 
-def _short(name: str, longest: int = 70) -> str:
-    return (
-        name if len(name) <= longest else f"{name[: longest // 2 - 2]} ... {name[-longest // 2 :]}"
-    )
+def _steps(path: Sequence[Node]) -> str:
+    """The path without its source, which all share."""
+    return " > ".join(str(node).replace("latent.", "") for node in path[1:]) or "directly"

@@ -7,10 +7,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the netw
 from pathlib import Path
 
 import pytest
+import torch
 
 from circuits import SplicedModel, load, load_gemma, splice
 from tests.random_gemma import random_dictionaries, save_random_gemma
 from tests.random_llama import save_random_llama
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # they share the cores
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The report's pairs are single and joint ablations, and its numbers what agreement says of them."""
+"""The pairs are single and joint ablations, and the numbers what agreement says of them."""
 
 import numpy as np
 import pytest

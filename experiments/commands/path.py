@@ -1,0 +1,107 @@
+"""`circuits path`: a change sent along named paths alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from experiments.commands.question import Asked, answerable, asks
+
+
+@click.command(short_help="What named paths carry, and what is left over.")
+@click.argument("subject", metavar="[PROMPT|GRAPH.json]", required=False)
+@click.option(
+    "--path", "paths", multiple=True, metavar="NODES",
+    help="Nodes from the source upwards, joined by arrows: 'mlp.0/latent.3@5 -> "
+    "resid.2/latent.7@5'. May be repeated, with the same source.",
+)  # fmt: skip
+@click.option("--from", "source", metavar="NODE", help="Instead: the strongest paths from a node.")
+@click.option(
+    "--strongest", type=click.IntRange(min=1), default=5, show_default=True, metavar="N",
+    help="How many of them, by what the graph attributes to a path.",
+)  # fmt: skip
+@click.option(
+    "--kind", type=click.Choice(["zero", "patch"]), default="patch", show_default=True,
+    help="What the source is set to: nothing, or its value on the corrupted prompt.",
+)  # fmt: skip
+@click.option(
+    "--downstream", type=click.Choice(["recompute", "freeze", "drop"]), default="recompute",
+    show_default=True, help="What errors do in the source's total effect.",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
+    help="Where to write, by suffix: .csv, .json (with the provenance), or a plot as .svg, .png, "
+    ".pdf. May be repeated.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace files that exist.")
+@asks
+def path(
+    asked: Asked,
+    paths: tuple[str, ...],
+    source: str | None,
+    strongest: int,
+    kind: str,
+    downstream: str,
+    out: tuple[Path, ...],
+    force: bool,
+) -> None:
+    """Patch paths: the source is changed, and only the edges of a path carry the change.
+
+    Each node takes the value that it gets from the one before it, every other spliced site held
+    clean. The total is what the metric loses when the source is ablated and all else may follow.
+    With --from, paths are those of the graph; of a prompt, of a graph of 400 latents.
+
+    \b
+    Examples:
+      circuits path ioi.json --from resid.0/latent.938@14 --strongest 5
+      circuits path --task ioi --path "resid.0/latent.938@14 -> resid.1/latent.842@14"
+    """
+    from attribution import attribute
+    from circuits import UserError, parse_node
+    from experiments.commands.edges import check_kind
+    from experiments.kinds import kind_named
+    from experiments.paths import path_patch
+    from experiments.records import FIGURES, TABLES, check_output
+    from experiments.results import layout
+    from experiments.strongest_paths import strongest_paths
+    from graphs import AttributionGraph
+
+    out = tuple(dict.fromkeys(out))
+    for file in out:
+        check_output(file, (*TABLES, *FIGURES), overwrite=force)
+    if bool(paths) == bool(source):
+        raise UserError("give --path, or --from with the node that paths start at, and not both")
+    named = [[parse_node(node.strip()) for node in text.split("->")] for text in paths]
+    start = parse_node(source) if source else None
+    question = answerable(asked, graphs=True)
+    check_kind(kind, question)
+    model, prompt, metric = question.model, question.prompt, question.metric
+    graph = None
+    if start is not None:
+        graph = question.graph or AttributionGraph.from_attribution(
+            attribute(model, prompt, metric)
+        )
+        named = strongest_paths(graph, start, strongest)
+    result = path_patch(
+        model, prompt, metric, named,
+        graph=graph, kind=kind_named(kind, []), downstream=downstream,
+    )  # fmt: skip
+    click.echo(f"{model.name}: {prompt.text!r}")
+    click.echo(f"metric   {metric.name}")
+    click.echo(
+        f"source   set to {kind}; other sites held clean; total with downstream {downstream}\n"
+    )
+    click.echo(result.text() + "\n")
+    rows = [
+        [row["path"], *("" if row[n] != row[n] else f"{row[n]:.3f}" for n in NUMBERS)]
+        for row in result.summary().to_dict("records")
+    ]
+    click.echo(layout(("path", *NUMBERS), rows, left=(0,)))
+    for file in out:
+        write = result.save if file.suffix in TABLES else result.plot
+        click.echo(f"wrote {write(file, overwrite=force)}")
+
+
+NUMBERS = ("attributed", "effect", "share")
+"""Columns of the paths' table."""
