@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +144,7 @@ class StudyReport:
             note=NOTE,
             settings=self._settings(),
             table=Markup(table.getvalue()),
-            plots={title: Markup(svg[svg.index("<svg") :]) for title, (_, svg) in plots.items()},
+            plots={title: b64encode(svg.encode()).decode() for title, (_, svg) in plots.items()},
         )
 
     def _settings(self) -> dict[str, str]:
@@ -171,13 +172,14 @@ th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd
 th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: 13px; }
 dd { margin: 0; } dt { color: #666; } figure { margin: 1rem 0; }
-svg { max-width: 100%; height: auto; }
+img { max-width: 100%; height: auto; }
 .wide { overflow-x: auto; }
 </style></head><body>
 <h1>{{ name }}</h1>
 <p>{{ note }}</p>
 <div class="wide">{{ table }}</div>
-{% for title, svg in plots.items() %}<figure><figcaption>{{ title }}</figcaption>{{ svg }}</figure>
+{% for title, svg in plots.items() %}<figure><figcaption>{{ title }}</figcaption>
+<img alt="F by size: {{ title }}" src="data:image/svg+xml;base64,{{ svg }}"></figure>
 {% endfor %}
 <h2>Settings</h2>
 <dl>{% for key, value in settings.items() %}<dt>{{ key }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>
