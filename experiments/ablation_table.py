@@ -29,6 +29,7 @@ from experiments.pooled import (
     PooledEffects,
     measured_effects,
     metric_of_name,
+    pairs_of,
     pooled_effects,
 )
 from experiments.records import record_prompts
@@ -262,13 +263,6 @@ def matched_controls(pooled: PooledEffects, chosen: Array, n: int, seed: int) ->
             others = rng.choice(near, size=n, replace=False)
         matched.append(np.sort(others).astype(np.int64))
     return matched
-
-
-def pairs_of(prompts: Sequence[Prompt]) -> Array:
-    """A number for each prompt, the same for prompts made of the same two texts, `[n]`."""
-    keys = [frozenset((prompt.text, prompt.corrupted)) for prompt in prompts]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return np.array([numbers[key] for key in keys])
 
 
 def _held_out(

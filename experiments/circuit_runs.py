@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from attribution.metrics import BoundMetric
 from circuits import ErrorNode, LatentNode, Reference, Site, SplicedModel, Trace
@@ -18,22 +18,22 @@ ERRORS = ("kept", "scored", "removed")
 them; or are set to the reference. Where dictionaries do not read (BOS), they stay in any case."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidates:
-    """What a circuit is chosen from, `n` nodes in all.
+    """What a circuit is chosen from on one prompt, `n` nodes in all.
 
     Every latent of every site that is active on the prompt or in the reference and, where they are
     scored, every error.
 
     Attributes:
-        nodes: Latents site by site, then errors site by site, `[n]`.
-        sites: Where each site's latents are: its positions, latents and slice of `nodes`.
-        errors: Where each site's errors are: their positions and slice of `nodes`; may be empty.
+        sites: Where each site's latents are: positions, latents, and their slice of the `n`.
+        errors: Where each site's errors are: positions, and their slice; may be empty.
+        n: Latents come first, site by site, then errors.
     """
 
-    nodes: tuple[LatentNode | ErrorNode, ...]
     sites: Mapping[Site, tuple[Tensor, Tensor, slice]]
     errors: Mapping[Site, tuple[Tensor, slice]]
+    n: int
 
     @classmethod
     def of(
@@ -44,20 +44,29 @@ class Candidates:
         Args:
             errors_at: Where errors are candidates too, `[pos]` booleans; nowhere by default.
         """
-        nodes: list[LatentNode | ErrorNode] = []
-        sites, errors = {}, {}
+        sites, errors, n = {}, {}, 0
         for site, here in trace.sites.items():
             active = (here.dense() != 0) | (reference.acts(site) != 0)
             pos, latent = active.nonzero(as_tuple=True)
-            pairs = zip(latent.tolist(), pos.tolist(), strict=True)
-            sites[site] = (pos, latent, slice(len(nodes), len(nodes) + len(pos)))
-            nodes += [LatentNode(site, latent, pos) for latent, pos in pairs]
+            sites[site] = (pos, latent, slice(n, n + len(pos)))
+            n += len(pos)
         if errors_at is not None:
             pos = errors_at.nonzero()[:, 0]
             for site in trace.sites:
-                errors[site] = (pos, slice(len(nodes), len(nodes) + len(pos)))
-                nodes += [ErrorNode(site, p) for p in pos.tolist()]
-        return cls(tuple(nodes), sites, errors)
+                errors[site] = (pos, slice(n, n + len(pos)))
+                n += len(pos)
+        return cls(sites, errors, n)
+
+    @cached_property
+    def nodes(self) -> tuple[LatentNode | ErrorNode, ...]:
+        """All of them, `[n]`."""
+        found: list[LatentNode | ErrorNode] = []
+        for site, (pos, latent, _) in self.sites.items():
+            pairs = zip(latent.tolist(), pos.tolist(), strict=True)
+            found += [LatentNode(site, latent, pos) for latent, pos in pairs]
+        for site, (pos, _) in self.errors.items():
+            found += [ErrorNode(site, p) for p in pos.tolist()]
+        return tuple(found)
 
 
 @torch.no_grad()
@@ -72,6 +81,7 @@ def run_kept(
     downstream: str,
     errors: str,
     batch_size: int,
+    advance: Callable[[int], object] = lambda n: None,
 ) -> Tensor:
     """The metric with only some nodes left alone, `[rows]`.
 
@@ -82,32 +92,32 @@ def run_kept(
         errors: `kept`; `scored`, for candidates with errors: set to the reference's where `kept`
             does not hold them; or `removed` (all set to the reference's).
         downstream: What kept errors do: `recompute` or `freeze`.
+        advance: Told how many passes are done after each batch.
     """
     held = model.errors(ids) if downstream == "freeze" else None
+    reads = model.reads(ids)
     values = []
-    with tqdm(total=len(kept), desc="circuits", unit="pass", disable=None, delay=1) as bar:
-        for rows in kept.split(batch_size):
-            batch = ids.expand(len(rows), -1)
-            edits = {
-                site: _keep(
-                    rows[:, where],
-                    pos,
-                    latent,
-                    reference,
-                    site,
-                    _alone(rows, candidates, site, model.reads(ids), errors),
-                )
-                for site, (pos, latent, where) in candidates.sites.items()
-            }
-            read = model.run(
-                batch,
-                edits,
-                downstream=downstream,
-                clean_errors=held,
-                output=score.output,
+    for rows in kept.split(batch_size):
+        edits = {
+            site: _keep(
+                rows[:, where],
+                pos,
+                latent,
+                reference,
+                site,
+                _alone(rows, candidates, site, reads, errors),
             )
-            values.append(score(read))
-            bar.update(len(rows))
+            for site, (pos, latent, where) in candidates.sites.items()
+        }
+        read = model.run(
+            ids.expand(len(rows), -1),
+            edits,
+            downstream=downstream,
+            clean_errors=held,
+            output=score.output,
+        )
+        values.append(score(read).float())
+        advance(len(rows))
     return torch.cat(values)
 
 
@@ -134,7 +144,7 @@ def _keep(
     site: Site,
     alone: Tensor | None,
 ) -> Edit:
-    """One site's edit: latents `kept [rows, n]` and errors `alone` as they come, else the reference."""
+    """One site's edit: latents `kept [rows, n]` and errors `alone` as they come, else reference."""
     stand_in, error_stand_in = reference.acts(site), reference.error(site)
 
     def edit(acts: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 
 from attribution import logit_diff, total_effects
 from circuits import Prompt, SplicedModel, UserError
-from experiments.ablation_table import pairs_of
 from experiments.kinds import AblationKind, patch
 from experiments.plots import COLOURS
 from experiments.pooled import (
@@ -24,6 +23,7 @@ from experiments.pooled import (
     MetricOf,
     measured_effects,
     metric_of_name,
+    pairs_of,
     pooled_effects,
 )
 from experiments.records import record_prompts

@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 
 from attribution import logit_diff
 from circuits import Prompt, SplicedModel, UserError
-from experiments.ablation_table import pairs_of
 from experiments.kinds import AblationKind
-from experiments.pooled import MetricOf, measured_effects, metric_of_name
+from experiments.pooled import MetricOf, measured_effects, metric_of_name, pairs_of
 from experiments.records import record_prompts
 from experiments.results import Result
 from experiments.spans import SpanNode, Spans, aligned

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import isnan
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
@@ -11,7 +10,6 @@ from circuits import ErrorNode
 
 if TYPE_CHECKING:
     from experiments.ablation import Ablations
-    from experiments.faithfulness import FaithfulnessCurve
 
 COLOURS = {
     "embed": "#56b4e9",
@@ -55,56 +53,4 @@ def ablation_figure(ablations: Ablations) -> Figure:
     axes.set_title(title, fontsize=10, parse_math=False)
     if ablations.rows:
         axes.legend(frameon=False, fontsize=9, loc="upper left")
-    return figure
-
-
-def faithfulness_figure(curve: FaithfulnessCurve) -> Figure:
-    """F(C) and F(M \\ C) by size, over the band of random circuits."""
-    scores = [score for score in curve.scores if score.size > 0]  # the axis is logarithmic
-    sizes = [score.size for score in scores]
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for level in (0, 1):
-        axes.axhline(level, color="0.85", zorder=0)
-    if scores and not isnan(scores[0].random_mean):
-        axes.fill_between(
-            sizes,
-            [score.random_low for score in scores],
-            [score.random_high for score in scores],
-            color="0.85",
-            linewidth=0,
-            label="random circuits, 5-95 %",
-        )
-        axes.plot(
-            sizes,
-            [score.random_mean for score in scores],
-            color="0.55",
-            label="random circuits, mean",
-        )
-    axes.plot(
-        sizes,
-        [score.faithfulness for score in scores],
-        "o-",
-        color="#0072b2",
-        label="circuit, F(C)",
-    )
-    axes.plot(
-        sizes,
-        [score.completeness for score in scores],
-        "s--",
-        color="#d55e00",
-        label="complement, F(M \\ C)",
-    )
-    axes.set_xscale("log")
-    axes.set_xticks(sizes, labels=[str(size) for size in sizes])
-    axes.minorticks_off()
-    axes.set_xlabel(f"latents kept, of {curve.n_latents}")
-    axes.set_ylabel("share of the metric")
-    axes.set_title(
-        f"{curve.metric}: others set to {curve.reference}, errors {curve.errors}, "
-        f"downstream {curve.downstream}",
-        fontsize=10,
-        parse_math=False,
-    )
-    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=2)
     return figure

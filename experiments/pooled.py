@@ -24,13 +24,13 @@ from circuits import (
     LatentNode,
     Prompt,
     Reference,
-    Site,
     SplicedModel,
     set_to,
 )
 from circuits.reference import average
 from experiments.kinds import AblationKind
 from experiments.measure import measure
+from experiments.node_codes import NodeCodes
 from experiments.spans import SpanNode, Spans
 
 MetricOf = Callable[[Any], Metric | Targets | Score]
@@ -102,7 +102,7 @@ def pooled_effects(
     Against several donors the baseline is their mean, of which gradient x activation gives the
     mean over donors.
     """
-    space = _Space.of(model, spans)
+    space = NodeCodes.of(model, spans)
     rows: list[tuple[Array, ...]] = []
     values, name = [], ""
     for i, prompt in enumerate(tqdm(prompts, "attributing", unit="prompt", disable=None, delay=1)):
@@ -178,6 +178,13 @@ def metric_of_name(metric: MetricOf) -> str:
     return f"{owner} {name}" if owner else name
 
 
+def pairs_of(prompts: Sequence[str | Prompt]) -> Array:
+    """A number for each prompt, the same for prompts made of the same two texts, `[n]`."""
+    keys = [frozenset((p.text, p.corrupted) if isinstance(p, Prompt) else (p,)) for p in prompts]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys])
+
+
 def changed_to(
     clean: Reference, reference: Reference, nodes: Sequence[LatentNode | ErrorNode]
 ) -> list[Intervention]:
@@ -190,32 +197,9 @@ def changed_to(
     return changes
 
 
-@dataclass(frozen=True)
-class _Space:
-    """All latents and errors at all spans, numbered: by site, span, latent; the error is last."""
-
-    sites: tuple[Site, ...]
-    spans: tuple[str, ...]
-    width: int
-
-    @classmethod
-    def of(cls, model: SplicedModel, spans: Spans) -> _Space:
-        widest = max(model.dictionaries.summary(site).d_sae for site in model.sites)
-        return cls(tuple(model.sites), spans.names, widest + 1)
-
-    def codes(self, site: Site, span: Array, latent: Array | int) -> Array:
-        return (self.sites.index(site) * len(self.spans) + span) * self.width + latent
-
-    def node(self, code: int) -> SpanNode:
-        place, latent = divmod(code, self.width)
-        site, span = divmod(place, len(self.spans))
-        is_error = latent == self.width - 1
-        return SpanNode(self.sites[site], None if is_error else latent, self.spans[span])
-
-
 def _row(
     model: SplicedModel,
-    space: _Space,
+    space: NodeCodes,
     spans: Spans,
     i: int,
     effects: Effects,
@@ -237,7 +221,7 @@ def _row(
 
         error_change = (e.error - reference.error(site).float()).norm(dim=1)
         kept = span >= 0
-        codes.append(space.codes(site, span, space.width - 1)[kept])
+        codes.append(space.codes(site, span, None)[kept])
         columns = (e.error_effect, error_change, torch.ones(n_pos))
         terms.append(np.stack([_numbers(x) for x in columns])[:, kept])
     found, place = np.unique(np.concatenate(codes), return_inverse=True)

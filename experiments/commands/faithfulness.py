@@ -106,7 +106,7 @@ def faithfulness(
     click.echo(f"{question.model.name}: {question.prompt.text!r}")
     click.echo(
         f"metric  {curve.metric} = {curve.full:+.3f}; {curve.empty:+.3f} with all "
-        f"{curve.n_latents} latents set to {curve.reference}"
+        f"{curve.n_nodes} latents set to {curve.reference}"
     )
     click.echo(f"errors  {curve.errors}, downstream {curve.downstream}\n")
     click.echo(faithfulness_table(curve))

@@ -74,7 +74,7 @@ def main(folder: Path) -> None:
     ranked = total_effects(model, PROMPT, metric).strongest()  # beyond the graph's 400 too
     curve = faithfulness_curve(model, PROMPT, metric, ranked, sizes=SIZES)
     print(
-        f"faithfulness of the strongest of {curve.n_latents} latents, all others set to "
+        f"faithfulness of the strongest of {curve.n_nodes} latents, all others set to "
         f"{curve.reference}, errors {curve.errors}, downstream {curve.downstream}:"
     )
     print(faithfulness_table(curve))

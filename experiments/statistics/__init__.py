@@ -14,7 +14,7 @@ from experiments.statistics.areas import (
     log_area,
 )
 from experiments.statistics.correction import benjamini_hochberg, percentile_among
-from experiments.statistics.intervals import cluster_interval
+from experiments.statistics.intervals import cluster_interval, ratio_interval
 from experiments.statistics.permutation import sign_flip_p
 from experiments.statistics.stability import (
     TopK,
@@ -39,6 +39,7 @@ __all__ = [
     "pearson",
     "percentile_among",
     "rank_correlation",
+    "ratio_interval",
     "sign_flip_p",
     "top_k_inclusion",
 ]

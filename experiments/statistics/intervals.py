@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from attribution.bootstrap import percentile_interval
-from experiments.statistics.clusters import BLOCK_NUMBERS, Array, Clusters, Labels
+from circuits import UserError
+from experiments.statistics.clusters import BLOCK_NUMBERS, Array, Clusters, Labels, table
 
 
 def cluster_interval(
@@ -53,4 +54,45 @@ def cluster_interval(
         means = (weights @ groups.sums[:, part]) / n_examples[:, None]
         low[part], high[part] = percentile_interval(means, len(groups), level)
     low[~groups.finite] = high[~groups.finite] = np.nan
+    return low, high
+
+
+def ratio_interval(
+    numerators: ArrayLike,
+    denominators: ArrayLike,
+    clusters: Labels | None = None,
+    *,
+    level: float = 0.95,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+) -> tuple[Array, Array]:
+    """Low and high ends `[k]` of an interval of `mean of numerators / mean of denominators`.
+
+    Each replicate draws whole clusters, as in `cluster_interval`, and divides the sums of both.
+    Replicates whose denominators sum to zero count as infinite.
+
+    Args:
+        numerators: One row an example, `[n, k]`.
+        denominators: One an example, `[n]`.
+        clusters, level, n_bootstrap, seed: As in `cluster_interval`.
+
+    Returns:
+        NaN for a single cluster, and in columns with a NaN or an infinity.
+
+    Raises:
+        UserError: as `cluster_interval`, or another number of denominators.
+    """
+    below = np.asarray(denominators, dtype=np.float64)
+    above = table(numerators)
+    if below.shape != above.shape[:1]:
+        raise UserError(
+            f"denominators of shape {list(below.shape)} for {len(above)} examples; give one each"
+        )
+    groups = Clusters.of(np.column_stack([above, below]), clusters)
+    sums = groups.weights(n_bootstrap, seed) @ groups.sums
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = sums[:, :-1] / sums[:, -1:]
+    low, high = percentile_interval(ratios, len(groups), level)
+    unknown = ~(groups.finite[:-1] & groups.finite[-1])
+    low[unknown] = high[unknown] = np.nan
     return low, high

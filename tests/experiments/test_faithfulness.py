@@ -59,7 +59,7 @@ def test_all_latents_keep_everything_and_none_keep_nothing(model, name, downstre
         n_random=2,
     )
     none, all_ = curve.scores
-    assert (none.size, all_.size) == (0, len(everything)) == (0, curve.n_latents)
+    assert (none.size, all_.size) == (0, len(everything)) == (0, curve.n_nodes)
     assert none.faithfulness == pytest.approx(0, abs=1e-4)
     assert all_.faithfulness == pytest.approx(1, abs=1e-4)
     assert none.completeness == pytest.approx(1, abs=1e-4)
@@ -157,7 +157,7 @@ def test_sizes_are_cut_at_what_the_graph_ranks(model, graph):
         model, PROMPT, METRIC, graph, sizes=[10_000, 5, n, 5], n_random=0, downstream="freeze"
     )
     assert [score.size for score in curve.scores] == [5, n]
-    assert n < curve.n_latents
+    assert n < curve.n_nodes
     assert isnan(curve.scores[0].random_mean)
 
 
@@ -201,7 +201,7 @@ def test_where_nothing_is_at_stake_it_refuses(model):
     [
         ({"downstream": "drop"}, "errors='removed' in the place of drop"),
         ({"downstream": "later"}, "recompute and freeze"),
-        ({"errors": "some"}, "choose kept or removed"),
+        ({"errors": "some"}, "choose kept, scored, removed"),
         ({"sizes": []}, "at least one number"),
         ({"sizes": [-1]}, "none below 0"),
         ({"n_random": -1}, "0 or more"),
