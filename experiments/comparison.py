@@ -14,15 +14,13 @@ from circuits import Prompt, SplicedModel, UserError
 from experiments.faithfulness import faithfulness_curve
 from experiments.kinds import AblationKind, patch
 from experiments.pooled import MetricOf, metric_of_name
+from experiments.rankings import Ranking
 from experiments.records import record_prompts
 from experiments.results import Result
 from experiments.spans import SpanNode, whole
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-Ranking = Sequence[SpanNode]
-"""Nodes, the most important first: `method_named(name).rank(question)`."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

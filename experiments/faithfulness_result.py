@@ -157,7 +157,7 @@ class FaithfulnessCurve(Result):
         value: Callable[[CircuitScore], float],
         area: Callable[[Sequence[float], Sequence[float]], float],
     ) -> float:
-        """An area over sizes or shares above 0 (of equal ones the first); NaN for fewer than two."""
+        """An area over sizes or shares above 0 (of equals the first); NaN for fewer than two."""
         by_place = {}
         for score in self.scores:
             by_place.setdefault(getattr(score, across), value(score))

@@ -1,4 +1,4 @@
-"""Every latent and error at every span as a number, so that prompts are brought together in arrays."""
+"""Every latent and error at every span as a number, so that prompts meet in arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The spans of each task's prompts, for `experiments.spans.by_pattern(model, prompts, SPANS[task])`."""
+"""The spans of each task's prompts, for `by_pattern(model, prompts, SPANS[task])`."""
 
 from collections.abc import Mapping
 
