@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from circuits import Prompt, SplicedModel, UserError
@@ -19,7 +20,7 @@ def prompts_named(
     """`n` pairs, `n` others, and their metric.
 
     Of a task of the bundled model the first are held-out prompts and the others those of its
-    training split; of a data set or a file they follow each other.
+    training split; of a data set or a file they follow each other, with no text twice.
 
     Raises:
         UserError: there is nothing of that name.
@@ -28,8 +29,13 @@ def prompts_named(
         task = TASKS[name]
         first, others = (task.prompts(split, n=n, seed=seed) for split in ("heldout", "train"))
         return first, others, task.metric
-    pairs = read_pairs(name) if Path(name).suffix else load_pairs(name)
-    return pairs[:n], pairs[n : 2 * n], pairs.metric
+    pairs = read_pairs(name) if Path(name).suffix else load_pairs(name, seed=seed)
+    first: dict[str, Prompt] = {}
+    for prompt in pairs:  # a text may be asked about several answers: once is enough here
+        first.setdefault(prompt.text, prompt)
+    chosen = list(first.values())
+    some, others = (replace(pairs, prompts=tuple(p)) for p in (chosen[:n], chosen[n : 2 * n]))
+    return some, others, pairs.metric
 
 
 def spans_for(

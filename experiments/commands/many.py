@@ -115,7 +115,7 @@ def asks_many(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _loaded(given: dict[str, Any]) -> Many:
-    from circuits import load
+    from circuits import UserError, load
     from experiments.kinds import kind_named
     from experiments.named import prompts_named
     from experiments.records import FIGURES, TABLES, check_output
@@ -136,7 +136,12 @@ def _loaded(given: dict[str, Any]) -> Many:
 
     kept = fitting(model, prompts, aligned=kind.name == "patch")
     if kept.left_out:
-        click.echo(f"left out: {kept.report()}", err=True)
+        click.echo(kept.report(), err=True)
+    if len(kept) < 2:
+        raise UserError(
+            f"{len(kept)} of the {len(prompts)} pairs of {given['task']} fit {model.name}; "
+            "give another task, or a model that knows its words"
+        )
     return Many(
         name=given["task"],
         model=model,
