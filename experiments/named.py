@@ -27,8 +27,8 @@ def prompts_named(
     """
     if name in TASKS:
         task = TASKS[name]
-        first, others = (task.prompts(split, n=n, seed=seed) for split in ("heldout", "train"))
-        return first, others, task.metric
+        some, others = (task.prompts(split, n=n, seed=seed) for split in ("heldout", "train"))
+        return some, others, task.metric
     pairs = read_pairs(name) if Path(name).suffix else load_pairs(name, seed=seed)
     first: dict[str, Prompt] = {}
     for prompt in pairs:  # a text may be asked about several answers: once is enough here

@@ -79,7 +79,8 @@ def from_hugging_face(
     Raises:
         UserError: it cannot be loaded, or has no such column.
     """
-    import datasets
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     columns = dict(columns or FEATURE_CIRCUITS)
     strangers = columns.keys() - FEATURE_CIRCUITS.keys()
@@ -89,8 +90,8 @@ def from_hugging_face(
             "and corrupted"
         )
     try:
-        table = datasets.load_dataset(name, split=split, **options)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        table = load_dataset(name, split=split, **options)
+    except (OSError, ValueError, DatasetsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot load the data set {name!r}, split {split!r}: {reason}") from None
     there = list(table.column_names or [])

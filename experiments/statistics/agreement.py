@@ -97,7 +97,7 @@ def rank_correlation(x: ArrayLike, y: ArrayLike) -> RankCorrelation:
         UserError: two lengths.
     """
     x, y, _ = _pairs(x, y)
-    kendall = float(stats.kendalltau(x, y)[0]) if _varies(x, y) else np.nan
+    kendall = float(np.asarray(stats.kendalltau(x, y))[0]) if _varies(x, y) else np.nan
     flips = (np.sign(x) == -np.sign(y)) & _loud(x) & _loud(y)
     return RankCorrelation(len(x), _spearman(x, y), kendall, int(flips.sum()))
 

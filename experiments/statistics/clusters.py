@@ -44,7 +44,7 @@ class Clusters:
             UserError: another shape, no examples, or another number of labels.
         """
         values = table(values)
-        finite = np.isfinite(values).all(axis=0, keepdims=True)[0]
+        finite = np.asarray(np.isfinite(values).all(axis=0))
         values = np.where(finite, values, 0.0)
         total = np.abs(values).sum(0)
         if clusters is None:

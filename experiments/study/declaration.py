@@ -47,18 +47,18 @@ class Study:
     """
 
     name: str
-    tasks: tuple[str, ...]
-    methods: tuple[str, ...] = ("gradient x activation", "integrated gradients", "random")
-    ablations: tuple[str, ...] = ("patch",)
-    sizes: tuple[int, ...] = (10, 30, 100, 300)
-    seeds: tuple[int, ...] = (0,)
+    tasks: Sequence[str]
+    methods: Sequence[str] = ("gradient x activation", "integrated gradients", "random")
+    ablations: Sequence[str] = ("patch",)
+    sizes: Sequence[int] = (10, 30, 100, 300)
+    seeds: Sequence[int] = (0,)
     n_prompts: int = 20
     n_heldout: int = 20
     n_random: int = 20
     downstream: str = "recompute"
     errors: str = "kept"
     model: str = "tiny"
-    sites: tuple[str, ...] = ("attn", "mlp", "resid")
+    sites: Sequence[str] = ("attn", "mlp", "resid")
     dictionaries: str | None = None
 
     def __post_init__(self) -> None:

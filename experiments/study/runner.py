@@ -95,7 +95,7 @@ def run_cell(model: SplicedModel, study: Study, cell: Cell, material: _Material)
         n_random=study.n_random,
         seed=cell.seed,
     )
-    rows = json.loads(curve.frame().to_json(orient="records"))
+    rows = json.loads(curve.frame().to_json(orient="records") or "[]")
     return {
         "ranking": [str(node) for node in ranking[: max(study.sizes)]],
         "curve": rows,

@@ -1,0 +1,240 @@
+"""Dose and response of latents that are raised together, beside random directions as large.
+
+1. *Scale*: a dose of 1 raises each latent by its largest activation on the prompts.
+2. *Respond*: the metric of every prompt at every dose; the slope at dose 0 beside the one that the
+   gradient foretells under the same convention downstream.
+3. *Side effects*: how far the same doses move the next-token distributions of neutral texts.
+4. *Controls*: both again along random directions with the same norm at each site and position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from attribution import logit_diff
+from attribution.effects import GRADIENT_X_ACTIVATION
+from attribution.gradients import check_batch_size, check_convention, gradients
+from attribution.metrics import bind
+from circuits import Prompt, SplicedModel, UserError
+from circuits.outputs import ALL_LOGITS
+from experiments.pooled import MetricOf, metric_of_name, pairs_of
+from experiments.records import digest, record_prompts
+from experiments.results import Result
+from experiments.spans import SpanNode, Spans
+from experiments.statistics import cluster_interval
+from experiments.steering_plot import steering_figure
+from experiments.steering_vectors import (
+    Shifts,
+    as_large,
+    checked_numbers,
+    positions,
+    random_directions,
+    shifts,
+    steered_nodes,
+    steered_passes,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+Array = np.ndarray
+
+DOSES = (-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
+
+N_NEUTRAL = 32
+"""Of the model's example texts, how many are drawn as neutral ones."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SteeringCurve(Result):
+    """A row a dose, ascending.
+
+    Columns of `frame()`; intervals are 95 % bootstrap intervals of the mean:
+
+    - `dose`: what each latent is raised by, in multiples of its scale.
+    - `response`, `low`, `high`: the metric, mean over prompts, resampled by prompt pairs.
+    - `random`, `random_min`, `random_max`: the same along random directions: the mean over them,
+      and the smallest and largest of their means over prompts.
+    - `kl`, `kl_low`, `kl_high`: `KL(clean || steered)` of the next token in nats, mean over the
+      positions of the neutral texts that dictionaries read, resampled by text.
+    - `random_kl`, `random_kl_min`, `random_kl_max`: of the random directions.
+    - `slope`, `slope_low`, `slope_high`: of the response at dose 0, in the metric's units a dose:
+      the difference quotient of the smallest dose of which both signs were given (`step`); NaN if
+      there is none.
+    - `attributed`: the slope that `estimator` foretells.
+
+    Attributes:
+        nodes: The latents.
+        scales: What a dose of 1 raises each by, in units of its activation.
+        responses: On each prompt, `[n_prompts, n_doses]`; `random_responses` along each direction,
+            `[n_random, n_prompts, n_doses]`.
+        slopes: On each prompt, `[n_prompts]`; `attributed_slopes` by the gradient.
+        table: The columns above.
+        n_neutral: How many neutral texts.
+        conventions: Metric, the convention downstream and the estimator.
+        provenance: Everything that the numbers depend on.
+    """
+
+    kind: ClassVar[str] = "steering curve"
+    shown: ClassVar[tuple[str, ...]] = (
+        "dose", "response", "low", "high", "random", "random_min", "random_max", "kl", "random_kl",
+    )  # fmt: skip
+
+    nodes: tuple[SpanNode, ...]
+    scales: tuple[float, ...]
+    responses: Array
+    random_responses: Array
+    slopes: Array
+    attributed_slopes: Array
+    table: DataFrame
+    n_neutral: int
+    conventions: dict[str, str]
+    provenance: dict[str, Any]
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{key} {value}" for key, value in self.conventions.items())
+        return (
+            f"SteeringCurve({', '.join(map(str, self.nodes))} on {len(self.responses)} prompts; "
+            f"slope {self.slope:+.4g}, attributed {self.attributed:+.4g} a dose; {told})"
+        )
+
+    @property
+    def slope(self) -> float:
+        """Of the response at dose 0, measured; mean over prompts."""
+        return float(self.slopes.mean())
+
+    @property
+    def attributed(self) -> float:
+        """The slope that the gradient foretells; mean over prompts."""
+        return float(self.attributed_slopes.mean())
+
+    def amounts(self, dose: float) -> dict[SpanNode, float]:
+        """What `dose` raises each latent by, as `generate` takes it."""
+        return {node: dose * scale for node, scale in zip(self.nodes, self.scales, strict=True)}
+
+    def frame(self) -> DataFrame:
+        """One line a dose, with the latents and conventions as columns."""
+        told = {"n_prompts": len(self.responses), "n_neutral": self.n_neutral, **self.conventions}
+        return self.table.assign(nodes=", ".join(map(str, self.nodes)), **told)
+
+    def figure(self) -> Figure:
+        """The response and the KL on neutral text, by dose, over those of random directions."""
+        return steering_figure(self)
+
+
+def steer(
+    model: SplicedModel,
+    prompts: Sequence[str | Prompt],
+    nodes: Sequence[SpanNode | str],
+    metric: MetricOf = logit_diff,
+    *,
+    doses: Sequence[float] = DOSES,
+    scales: Sequence[float] | None = None,
+    spans: Spans | None = None,
+    neutral: Sequence[str | Prompt] | None = None,
+    n_random: int = 5,
+    downstream: str = "recompute",
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> SteeringCurve:
+    """Raise `nodes` together by each dose, and measure what they do and what else they do.
+
+    Args:
+        model: The spliced model.
+        prompts: Texts or prompts, whatever `metric` takes.
+        nodes: Latents: `mlp.3/latent.901` at every position but BOS, `mlp.3/latent.901@subject` at
+            the positions of a span.
+        metric: From a prompt to its metric.
+        doses: Multiples of each latent's scale; at 0 nothing is changed.
+        scales: For each latent, in units of its activation; negative ones lower it at positive
+            doses. By default its largest activation on the prompts, at any position.
+        spans: The spans that `nodes` name.
+        neutral: Texts for the KL, where latents are steered at every position but BOS; by default
+            32 of the model's example texts, drawn with `seed`.
+        n_random: Random directions.
+        downstream: What errors downstream do, in passes and in the gradient: `recompute` or
+            `freeze`.
+        n_bootstrap: Of the intervals.
+        seed: Of everything random.
+        batch_size: Doses and directions in one pass.
+
+    Raises:
+        UserError: no prompts, latents or doses, a latent that the model does not have or that is
+            on nowhere, or no neutral texts.
+    """
+    if isinstance(prompts, str | Prompt) or not len(prompts):
+        raise UserError("give a list of prompts, at least one")
+    check_convention(downstream)
+    check_batch_size(batch_size)
+    if n_random < 0:
+        raise UserError(f"n_random={n_random}; give 0 or more random directions")
+    nodes = steered_nodes(model, nodes)
+    _check_spans(nodes, spans, len(prompts))
+    doses = _checked_doses(doses)
+    texts = _neutral_texts(model, neutral, seed)
+    scales = _scales(model, prompts, nodes) if scales is None else _checked_scales(scales, nodes)
+    plan = _Plan(
+        nodes=nodes,
+        amounts=dict(zip(nodes, scales, strict=True)),
+        doses=doses,
+        directions=random_directions(model, nodes, n_random, seed),
+        downstream=downstream,
+        batch_size=batch_size,
+    )
+    responses, attributed = _respond(model, prompts, metric, plan, spans)
+    divergences, text_of = _diverge(model, texts, plan)
+    slopes, step = _slopes(responses[0], doses)
+    draws = {"n_bootstrap": n_bootstrap, "seed": seed}
+    clusters = pairs_of(prompts)
+    ends = cluster_interval(responses[0], clusters, **draws)
+    kl_ends = cluster_interval(divergences[0], text_of, **draws)
+    slope_ends = cluster_interval(slopes[:, None], clusters, **draws)
+    columns = {
+        "dose": np.array(doses),
+        **_named("response", responses[0].mean(0), "low", "high", ends),
+        **_among("random", responses[1:].mean(1)),
+        **_named("kl", divergences[0].mean(0), "kl_low", "kl_high", kl_ends),
+        **_among("random_kl", divergences[1:].mean(1)),
+        **_named("slope", slopes.mean(), "slope_low", "slope_high", [e[0] for e in slope_ends]),
+        "step": step,
+        "attributed": attributed.mean(),
+    }
+    conventions = {
+        "metric": metric_of_name(metric),
+        "downstream": downstream,
+        "estimator": GRADIENT_X_ACTIVATION,
+    }
+    settings = {
+        **conventions,
+        "nodes": [str(node) for node in nodes],
+        "scales": list(scales),
+        "doses": list(doses),
+        "spans": list(spans.names) if spans else None,
+        "neutral": {"n": len(texts), "digest": digest(texts)},
+        "n_random": n_random,
+        "n_bootstrap": n_bootstrap,
+    }
+    import pandas as pd
+
+    return SteeringCurve(
+        nodes=nodes,
+        scales=scales,
+        responses=responses[0],
+        random_responses=responses[1:],
+        slopes=slopes,
+        attributed_slopes=attributed,
+        table=pd.DataFrame(columns),
+        n_neutral=len(texts),
+        conventions=conventions,
+        provenance=record_prompts(model, prompts, conventions["metric"], settings, seed=seed),
+    )
