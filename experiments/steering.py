@@ -9,37 +9,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from attribution import logit_diff
-from attribution.effects import GRADIENT_X_ACTIVATION
-from attribution.gradients import check_batch_size, check_convention, gradients
-from attribution.metrics import bind
+from attribution.gradients import check_batch_size, check_convention
+from attribution.prompt_store import digest
 from circuits import Prompt, SplicedModel, UserError
-from circuits.outputs import ALL_LOGITS
 from experiments.pooled import MetricOf, metric_of_name, pairs_of
-from experiments.records import digest, record_prompts
+from experiments.records import record_prompts
 from experiments.results import Result
 from experiments.spans import SpanNode, Spans
 from experiments.statistics import cluster_interval
 from experiments.steering_plot import steering_figure
+from experiments.steering_runs import SteeringPlan, divergences, largest_activations, responses
 from experiments.steering_vectors import (
-    Shifts,
-    as_large,
+    EVERYWHERE,
     checked_numbers,
-    positions,
     random_directions,
-    shifts,
     steered_nodes,
-    steered_passes,
 )
 
 if TYPE_CHECKING:
@@ -140,7 +132,7 @@ def steer(
     doses: Sequence[float] = DOSES,
     scales: Sequence[float] | None = None,
     spans: Spans | None = None,
-    neutral: Sequence[str | Prompt] | None = None,
+    neutral: Sequence[str] | None = None,
     n_random: int = 5,
     downstream: str = "recompute",
     n_bootstrap: int = 1000,
@@ -172,47 +164,42 @@ def steer(
         UserError: no prompts, latents or doses, a latent that the model does not have or that is
             on nowhere, or no neutral texts.
     """
-    if isinstance(prompts, str | Prompt) or not len(prompts):
-        raise UserError("give a list of prompts, at least one")
+    nodes = steered_nodes(model, nodes)
+    doses = tuple(sorted(checked_numbers(doses, "a dose of")))
+    _check(prompts, nodes, doses, spans, n_random)
     check_convention(downstream)
     check_batch_size(batch_size)
-    if n_random < 0:
-        raise UserError(f"n_random={n_random}; give 0 or more random directions")
-    nodes = steered_nodes(model, nodes)
-    _check_spans(nodes, spans, len(prompts))
-    doses = _checked_doses(doses)
     texts = _neutral_texts(model, neutral, seed)
-    scales = _scales(model, prompts, nodes) if scales is None else _checked_scales(scales, nodes)
-    plan = _Plan(
-        nodes=nodes,
+    scales = (
+        largest_activations(model, prompts, nodes)
+        if scales is None
+        else _checked_scales(scales, nodes)
+    )
+    plan = SteeringPlan(
         amounts=dict(zip(nodes, scales, strict=True)),
         doses=doses,
         directions=random_directions(model, nodes, n_random, seed),
         downstream=downstream,
         batch_size=batch_size,
     )
-    responses, attributed = _respond(model, prompts, metric, plan, spans)
-    divergences, text_of = _diverge(model, texts, plan)
-    slopes, step = _slopes(responses[0], doses)
+    values, attributed = responses(model, prompts, metric, plan, spans)
+    kl, text_of = divergences(model, texts, plan)
+    slopes, step = _slopes(values[0], doses)
     draws = {"n_bootstrap": n_bootstrap, "seed": seed}
-    clusters = pairs_of(prompts)
-    ends = cluster_interval(responses[0], clusters, **draws)
-    kl_ends = cluster_interval(divergences[0], text_of, **draws)
-    slope_ends = cluster_interval(slopes[:, None], clusters, **draws)
     columns = {
         "dose": np.array(doses),
-        **_named("response", responses[0].mean(0), "low", "high", ends),
-        **_among("random", responses[1:].mean(1)),
-        **_named("kl", divergences[0].mean(0), "kl_low", "kl_high", kl_ends),
-        **_among("random_kl", divergences[1:].mean(1)),
-        **_named("slope", slopes.mean(), "slope_low", "slope_high", [e[0] for e in slope_ends]),
+        **_with_interval("response", values[0], pairs_of(prompts), "", draws),
+        **_among("random", values[1:]),
+        **_with_interval("kl", kl[0], text_of, "kl_", draws),
+        **_among("random_kl", kl[1:]),
+        **_with_interval("slope", slopes[:, None], pairs_of(prompts), "slope_", draws),
         "step": step,
         "attributed": attributed.mean(),
     }
     conventions = {
         "metric": metric_of_name(metric),
         "downstream": downstream,
-        "estimator": GRADIENT_X_ACTIVATION,
+        "estimator": "gradient x change",
     }
     settings = {
         **conventions,
@@ -224,17 +211,95 @@ def steer(
         "n_random": n_random,
         "n_bootstrap": n_bootstrap,
     }
-    import pandas as pd
-
     return SteeringCurve(
         nodes=nodes,
         scales=scales,
-        responses=responses[0],
-        random_responses=responses[1:],
+        responses=values[0],
+        random_responses=values[1:],
         slopes=slopes,
         attributed_slopes=attributed,
-        table=pd.DataFrame(columns),
+        table=_table(columns),
         n_neutral=len(texts),
         conventions=conventions,
         provenance=record_prompts(model, prompts, conventions["metric"], settings, seed=seed),
     )
+
+
+def _table(columns: dict[str, Any]) -> DataFrame:
+    import pandas as pd
+
+    n_doses = len(columns["dose"])
+    return pd.DataFrame({k: np.broadcast_to(values, n_doses) for k, values in columns.items()})
+
+
+def _with_interval(
+    name: str, values: Array, clusters: Array, prefix: str, draws: dict[str, int]
+) -> dict[str, Array]:
+    """Column means of `values [n, k]`, and the intervals."""
+    low, high = cluster_interval(values, clusters, **draws)
+    return {name: values.mean(0), f"{prefix}low": low, f"{prefix}high": high}
+
+
+def _among(name: str, values: Array) -> dict[str, Array]:
+    """Of `[n_random, n, n_doses]` the mean over all, and the smallest and largest direction."""
+    if not len(values):
+        values = np.full((1, *values.shape[1:]), np.nan)
+    means = values.mean(1)
+    return {name: means.mean(0), f"{name}_min": means.min(0), f"{name}_max": means.max(0)}
+
+
+def _slopes(values: Array, doses: tuple[float, ...]) -> tuple[Array, float]:
+    """The difference quotient `[n_prompts]` between the smallest dose of both signs, and it."""
+    both = [dose for dose in doses if dose > 0 and -dose in doses]
+    if not both:
+        return np.full(len(values), np.nan), np.nan
+    step = min(both)
+    up, down = (values[:, doses.index(dose)] for dose in (step, -step))
+    return (up - down) / (2 * step), step
+
+
+def _neutral_texts(model: SplicedModel, neutral: Sequence[str] | None, seed: int) -> list[str]:
+    """The texts given, or some of the model's own."""
+    if neutral is None:
+        texts = list(dict.fromkeys(model.example_texts))
+        texts = Random(seed).sample(texts, min(N_NEUTRAL, len(texts)))
+    else:
+        texts = [neutral] if isinstance(neutral, str) else list(neutral)
+    if not texts:
+        raise UserError(
+            f"{model.name} brings no example texts to measure the KL on; give neutral=[...], "
+            "texts that have nothing to do with the prompts"
+        )
+    return texts
+
+
+def _checked_scales(scales: Sequence[float], nodes: Sequence[SpanNode]) -> tuple[float, ...]:
+    found = checked_numbers(scales, "a scale of")
+    if len(found) != len(nodes) or not all(found):
+        raise UserError(
+            f"scales {list(found)} for {len(nodes)} latents; give each one that is not 0"
+        )
+    return found
+
+
+def _check(
+    prompts: Sequence[str | Prompt],
+    nodes: Sequence[SpanNode],
+    doses: Sequence[float],
+    spans: Spans | None,
+    n_random: int,
+) -> None:
+    if isinstance(prompts, str | Prompt) or not len(prompts):
+        raise UserError("give a list of prompts, at least one")
+    if not any(doses) or len(set(doses)) < len(doses):
+        raise UserError(f"doses {list(doses)}; give each once, and at least one that is not 0")
+    named = next((node for node in nodes if node.span != EVERYWHERE), None)
+    if named and spans is None:
+        raise UserError(
+            f"{named} is at a span, but no spans were given; give spans=, or leave "
+            f"@{named.span} out to steer everywhere"
+        )
+    if spans is not None and len(spans) != len(prompts):
+        raise UserError(f"spans of {len(spans)} prompts for {len(prompts)} prompts; give one each")
+    if n_random < 0:
+        raise UserError(f"n_random={n_random}; give 0 or more random directions")

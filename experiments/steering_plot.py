@@ -1,0 +1,69 @@
+"""The plot of a steering curve."""
+
+from __future__ import annotations
+
+from math import isnan
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from experiments.steering import SteeringCurve
+
+STEERED, FORETOLD = "#0072b2", "#d55e00"
+
+
+def steering_figure(curve: SteeringCurve) -> Figure:
+    """Two panels by dose: the metric on the prompts, and the KL on neutral texts."""
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    names = [str(node).removesuffix("@all") for node in curve.nodes]
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    figure.suptitle(
+        f"{shown}, downstream {curve.conventions['downstream']}", fontsize=10, parse_math=False
+    )
+    low, high = _curve(left, curve, "response", "low", "high", "random")
+    left.set_ylabel(f"{curve.conventions['metric']}, mean over {len(curve.responses)} prompts")
+    if not isnan(curve.attributed):
+        _foretold(left, curve)
+        left.set_ylim(low, high)  # the line may leave the panel
+    _curve(right, curve, "kl", "kl_low", "kl_high", "random_kl")
+    right.set_ylabel(f"KL(clean || steered) on {curve.n_neutral} neutral texts, nats")
+    for axes in (left, right):
+        axes.set_xlabel("dose, in largest activations on the prompts")
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=4)
+    return figure
+
+
+def _curve(
+    axes: Axes, curve: SteeringCurve, mean: str, low: str, high: str, random: str
+) -> tuple[float, float]:
+    """One quantity with its interval, over that of the random directions; the panel's limits."""
+    frame = curve.table
+    column = {name: np.asarray(frame[name], float) for name in frame}
+    dose = column["dose"]
+    axes.axvline(0, color="0.9", zorder=0)
+    if n_random := len(curve.random_responses):
+        ends = column[f"{random}_min"], column[f"{random}_max"]
+        label = f"{n_random} random directions, smallest to largest"
+        axes.fill_between(dose, *ends, color="0.85", linewidth=0, label=label)
+        axes.plot(dose, column[random], color="0.55", lw=1, label="their mean")
+    axes.fill_between(dose, column[low], column[high], color=STEERED, alpha=0.2, linewidth=0)
+    axes.plot(dose, column[mean], "o-", ms=4, color=STEERED, label="steered, 95 % interval")
+    return axes.get_ylim()
+
+
+def _foretold(axes: Axes, curve: SteeringCurve) -> None:
+    """The tangent at dose 0 that the gradient foretells, through the clean metric."""
+    dose = np.asarray(curve.table["dose"], float)
+    clean = float(np.interp(0, dose, np.asarray(curve.table["response"], float)))
+    axes.plot(
+        dose,
+        clean + curve.attributed * dose,
+        "--",
+        color=FORETOLD,
+        label=f"foretold by {curve.conventions['estimator']}",
+    )
