@@ -72,7 +72,7 @@ class SteeringCurve(Result):
         slopes: On each prompt, `[n_prompts]`; `attributed_slopes` by the gradient.
         table: The columns above.
         n_neutral: How many neutral texts.
-        conventions: Metric, the convention downstream and the estimator.
+        conventions: Metric, unit of the doses, the convention downstream and the estimator.
         provenance: Everything that the numbers depend on.
     """
 
@@ -141,6 +141,10 @@ def steer(
 ) -> SteeringCurve:
     """Raise `nodes` together by each dose, and measure what they do and what else they do.
 
+    A latent for one of two answers helps prompts of the one and harms those of the other, if the
+    metric is target less foil; over a mixture both cancel. Choose prompts of one answer, or a
+    metric of fixed words: `lambda prompt: logit_diff("is", "are")`.
+
     Args:
         model: The spliced model.
         prompts: Texts or prompts, whatever `metric` takes.
@@ -170,13 +174,13 @@ def steer(
     check_convention(downstream)
     check_batch_size(batch_size)
     texts = _neutral_texts(model, neutral, seed)
-    scales = (
+    raised = (
         largest_activations(model, prompts, nodes)
         if scales is None
         else _checked_scales(scales, nodes)
     )
     plan = SteeringPlan(
-        amounts=dict(zip(nodes, scales, strict=True)),
+        amounts=dict(zip(nodes, raised, strict=True)),
         doses=doses,
         directions=random_directions(model, nodes, n_random, seed),
         downstream=downstream,
@@ -198,13 +202,14 @@ def steer(
     }
     conventions = {
         "metric": metric_of_name(metric),
+        "unit": "largest activation" if scales is None else "given scale",
         "downstream": downstream,
         "estimator": "gradient x change",
     }
     settings = {
         **conventions,
         "nodes": [str(node) for node in nodes],
-        "scales": list(scales),
+        "scales": list(raised),
         "doses": list(doses),
         "spans": list(spans.names) if spans else None,
         "neutral": {"n": len(texts), "digest": digest(texts)},
@@ -213,7 +218,7 @@ def steer(
     }
     return SteeringCurve(
         nodes=nodes,
-        scales=scales,
+        scales=raised,
         responses=values[0],
         random_responses=values[1:],
         slopes=slopes,
@@ -266,9 +271,10 @@ def _neutral_texts(model: SplicedModel, neutral: Sequence[str] | None, seed: int
     else:
         texts = [neutral] if isinstance(neutral, str) else list(neutral)
     if not texts:
+        own = f", and {model.name} brings no example texts"
         raise UserError(
-            f"{model.name} brings no example texts to measure the KL on; give neutral=[...], "
-            "texts that have nothing to do with the prompts"
+            f"no neutral texts to measure the KL on{'' if neutral is not None else own}; "
+            "give neutral=[...], texts that have nothing to do with the prompts"
         )
     return texts
 

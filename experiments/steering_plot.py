@@ -32,7 +32,7 @@ def steering_figure(curve: SteeringCurve) -> Figure:
     _curve(right, curve, "kl", "kl_low", "kl_high", "random_kl")
     right.set_ylabel(f"KL(clean || steered) on {curve.n_neutral} neutral texts, nats")
     for axes in (left, right):
-        axes.set_xlabel("dose, in largest activations on the prompts")
+        axes.set_xlabel(f"dose, in multiples of the latent's {curve.conventions['unit']}")
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=4)
     return figure

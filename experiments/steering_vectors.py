@@ -21,7 +21,7 @@ from experiments.spans import SpanNode, Spans
 EVERYWHERE = "all"
 """The span of every position that dictionaries read; the only one that a new text has."""
 
-Amounts = Mapping[SpanNode | str, float]
+Amounts = Mapping[SpanNode, float] | Mapping[str, float]
 """What the activation of each latent is raised by: `{"mlp.3/latent.901": 8.0}`."""
 
 Shifts = Mapping[Site, Tensor]

@@ -1,0 +1,97 @@
+"""`circuits steer`: dose and response of latents, and continuations with them raised."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from experiments.commands.many import Many, asks_many
+
+if TYPE_CHECKING:
+    from experiments.steering import SteeringCurve
+
+
+@click.command(short_help="Raise latents: response by dose, side effects, continuations.")
+@click.option(
+    "--latent", "latents", multiple=True, required=True, metavar="NODE",
+    help="mlp.3/latent.901, or at a named span mlp.3/latent.901@subject. May be repeated: they "
+    "are raised together.",
+)  # fmt: skip
+@click.option(
+    "--dose", "doses", type=float, multiple=True, metavar="X",
+    help="In multiples of each latent's largest activation on the prompts. May be repeated; by "
+    "default -4, -2, -1, -0.5, 0, 0.5, 1, 2 and 4.",
+)  # fmt: skip
+@click.option(
+    "--random", "n_random", type=click.IntRange(min=0), default=5, show_default=True, metavar="N",
+    help="Random directions of the same norm.",
+)  # fmt: skip
+@click.option(
+    "--neutral", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
+    help="Texts for the KL, one a line; by default 32 of the model's example texts.",
+)  # fmt: skip
+@click.option("--generate", "start", metavar="TEXT", help="Continue this text at each dose.")
+@click.option(
+    "--tokens", "n_tokens", type=click.IntRange(min=1), default=20, show_default=True, metavar="N",
+    help="New tokens of a continuation at most.",
+)  # fmt: skip
+@asks_many
+def steer(
+    many: Many,
+    latents: tuple[str, ...],
+    doses: tuple[float, ...],
+    n_random: int,
+    neutral: str | None,
+    start: str | None,
+    n_tokens: int,
+) -> None:
+    """Raise latents by doses, and measure the metric and what happens to neutral text.
+
+    The response is the mean metric, in its units, with a 95 % bootstrap interval over prompt pairs;
+    its slope at dose 0 stands beside the one that the gradient foretells. KL is that of the next
+    token on neutral texts, in nats. Both are shown along random directions of the same norm.
+    Continuations are greedy. --kind has no part in it: nothing is ablated.
+
+    \b
+    Examples:
+      circuits steer --task agreement_simple --latent resid.2/latent.722 --out steer.svg
+      circuits steer --task ioi --latent mlp.3/latent.286 --dose -1 --dose 1 --generate "the boy"
+    """
+    from pathlib import Path
+
+    from experiments.steering import DOSES
+    from experiments.steering import steer as steer_latents
+
+    lines = Path(neutral).read_text(encoding="utf-8").splitlines() if neutral else None
+    curve = steer_latents(
+        many.model,
+        many.prompts,
+        latents,
+        many.metric,
+        doses=doses or DOSES,
+        spans=many.spans(many.prompts) if any("@" in name for name in latents) else None,
+        neutral=lines and [line for line in lines if line.strip()],
+        n_random=n_random,
+        downstream=many.downstream,
+        seed=many.seed,
+    )
+    many.finish(curve)
+    if start is not None:
+        _continue(many, curve, start, n_tokens)
+
+
+def _continue(many: Many, curve: SteeringCurve, start: str, n_tokens: int) -> None:
+    """Print the continuation of `start` at each dose."""
+    from experiments.generation import generate
+
+    click.echo()
+    for dose in curve.table["dose"].tolist():
+        found = generate(
+            many.model,
+            start,
+            steer=curve.amounts(dose),
+            max_new_tokens=n_tokens,
+            downstream=many.downstream,
+        )
+        click.echo(f"{dose:+6g}  {found}")
