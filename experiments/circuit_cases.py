@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +11,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from attribution.edges import WORKING_MEMORY
 from attribution.metrics import BoundMetric, bind
 from circuits import Prompt, Reference, Site, SplicedModel
+from circuits.memory import parse_bytes
 from circuits.reference import check_reference
 from experiments.circuit_runs import Candidates, run_kept
 from experiments.kinds import AblationKind
 from experiments.node_codes import Codes, NodeCodes
 from experiments.pooled import MetricOf
 from experiments.spans import SpanNode, Spans
+
+ROWS = 64
+"""Of one pass where there is memory for them: more are no faster on two CPU cores."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,35 +121,67 @@ class CircuitCases:
             ]
         return circuits, counts
 
-    def metrics(self, kept: NDArray[np.bool_], *, batch_size: int) -> NDArray[np.float64]:
+    def metrics(
+        self,
+        kept: NDArray[np.bool_],
+        *,
+        batch_size: int | None = None,
+        memory: str | int | None = None,
+    ) -> NDArray[np.float64]:
         """m of circuits `kept [n_circuits, n]` on each prompt, `[n_circuits, n_prompts]`.
 
         Over several donors the mean.
+
+        Args:
+            batch_size: Circuits of one pass; by default 64, or as many as `memory` holds.
+            memory: What a pass may take for activations of latents; 256 MB by default.
         """
         n_runs = sum(len(case.runs) for case in self.cases)
         values = np.empty((len(kept), len(self.cases)))
         bar = tqdm(total=len(kept) * n_runs, desc="circuits", unit="pass", disable=None, delay=1)
         with bar:
             for i, case in enumerate(self.cases):
+                rows = batch_size or rows_in(self.model, case.ids.shape[1], memory)
                 by_donor = [
-                    run_kept(
-                        self.model,
-                        case.ids,
-                        case.score,
-                        candidates,
-                        torch.from_numpy(kept[:, np.searchsorted(self.codes, codes)]).to(
-                            case.ids.device
-                        ),
-                        reference,
-                        downstream=self.downstream,
-                        errors=self.errors,
-                        batch_size=batch_size,
-                        advance=bar.update,
-                    )
-                    for reference, candidates, codes in case.runs
+                    self._run(case, *run, kept, rows, bar.update).double() for run in case.runs
                 ]
-                values[:, i] = torch.stack(by_donor).double().mean(0).cpu().numpy()
+                values[:, i] = torch.stack(by_donor).mean(0).cpu().numpy()
         return values
+
+    def _run(
+        self,
+        case: Case,
+        reference: Reference,
+        candidates: Candidates,
+        codes: Codes,
+        kept: NDArray[np.bool_],
+        batch_size: int,
+        advance: Callable[[int], object],
+    ) -> Tensor:
+        """m of circuits against one donor, `[n_circuits]`."""
+        here = torch.from_numpy(kept[:, np.searchsorted(self.codes, codes)])
+        return run_kept(
+            self.model,
+            case.ids,
+            case.score,
+            candidates,
+            here.to(case.ids.device),
+            reference,
+            downstream=self.downstream,
+            errors=self.errors,
+            batch_size=batch_size,
+            advance=advance,
+        )
+
+
+def rows_in(model: SplicedModel, n_pos: int, memory: str | int | None = None) -> int:
+    """How many rows of a prompt one pass has: `ROWS`, or as many as there is memory for, or one.
+
+    One site at a time holds its latents densely: as they come, changed, and chosen from both.
+    """
+    budget = WORKING_MEMORY if memory is None else parse_bytes(memory)
+    widest = max(model.dictionaries.summary(site).d_sae for site in model.sites)
+    return max(1, min(ROWS, budget // (3 * 4 * n_pos * widest)))
 
 
 def _all(size: float) -> bool:

@@ -14,50 +14,31 @@ its code: a mean of ratios would be ruled by the prompts where hardly anything i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attribution import Metric, Targets
 from attribution.gradients import check_batch_size
-from attribution.metrics import Score, metric_name
-from circuits import ErrorNode, LatentNode, Prompt, Reference, SplicedModel, UserError
-from experiments.checks import one_prompt
-from experiments.circuit_cases import CircuitCases
-from experiments.circuit_runs import ERRORS
+from circuits import Reference, SplicedModel, UserError
+from experiments.circuit_question import AnyMetric, AnyNodes, AnyPrompts, CircuitQuestion, Gains
 from experiments.faithfulness_result import CircuitScore, FaithfulnessCurve
-from experiments.kinds import AblationKind, patch, zero
-from experiments.pooled import MetricOf, metric_of_name, pairs_of
+from experiments.kinds import AblationKind
+from experiments.pooled import pairs_of
 from experiments.random_circuits import matched_circuits
-from experiments.rankings import (
-    check_on_one,
-    check_sites,
-    ranked_on_many,
-    ranked_on_one,
-)
-from experiments.records import record_prompts
-from experiments.spans import SpanNode, Spans, aligned
+from experiments.spans import Spans
 from experiments.statistics import ratio_interval
-from graphs import AttributionGraph
 
 BAND = (0.05, 0.95)
 """Quantiles of random circuits', and of single prompts', faithfulness that are shown."""
-
-SMALLEST_GAP = 0.1
-"""Of |m(M)|: below it, F divides by next to nothing."""
-
-MATCHED = ("site", "span")
-"""What a random circuit has as many nodes of: at each site, or at each site and span."""
 
 Array = NDArray[np.float64]
 
 
 def faithfulness_curve(
     model: SplicedModel,
-    prompts: str | Prompt | Sequence[str | Prompt],
-    metric: Metric | Targets | Score | MetricOf,
-    nodes: AttributionGraph | Sequence[LatentNode | ErrorNode] | Sequence[SpanNode],
+    prompts: AnyPrompts,
+    metric: AnyMetric,
+    nodes: AnyNodes,
     *,
     sizes: Sequence[float],
     spans: Spans | None = None,
@@ -67,7 +48,8 @@ def faithfulness_curve(
     n_random: int = 20,
     matched: str = "site",
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
+    memory: str | int | None = None,
 ) -> FaithfulnessCurve:
     """Faithfulness of the circuits of the first nodes of a ranking, beside random circuits.
 
@@ -109,136 +91,55 @@ def faithfulness_curve(
         matched: Random circuits have as many nodes at every `site`, or at every site and `span`
             (stricter: nodes of a span that matters share some of its effect).
         seed: Of random circuits and of the intervals.
-        batch_size: Circuits of one forward pass; lower it to save memory.
+        batch_size: Circuits of one forward pass; by default 64, or as many as `memory` holds.
+        memory: What a pass may take for activations of latents, such as `"1GB"`; 256 MB by default.
 
     Raises:
         UserError: nodes of another prompt or model, an unknown convention, no sizes, or the
             metric hardly changes when everything is ablated, so that F means nothing.
     """
-    _check(downstream, errors, sizes, n_random, matched)
-    check_batch_size(batch_size)
-    given: Any = metric
-    if isinstance(prompts, str | Prompt):
-        ids = one_prompt(model, prompts)
-        asked = [prompts]
-        spans = aligned(model, asked)
-        ranked = ranked_on_one(model.words(ids[0]), nodes, errors)
-        kind, name = _kind(reference) or zero(), metric_name(given)
-
-        def metric_of(prompt: Any) -> Any:
-            return given
-    else:
-        asked = prompts
-        spans = spans or aligned(model, asked)
-        ranked = ranked_on_many(nodes, spans, errors)
-        if isinstance(reference, Reference):
-            raise UserError(f"{reference!r} is of one prompt; give a kind, such as patch()")
-        kind, name, metric_of = reference or patch(), metric_of_name(given), given
-    check_sites(model, ranked)
-    cases = CircuitCases.of(
-        model, asked, spans, metric_of, kind, errors=errors, downstream=downstream
-    )
-    if isinstance(prompts, str | Prompt):
-        check_on_one(cases, ranked)
-    circuits, counts = cases.first(ranked, sizes)
-    groups = cases.space.sites_of if matched == "site" else cases.space.spans_of
-    randoms = matched_circuits(circuits, groups(cases.codes), n_random, seed=seed)
-    n = len(cases)
-    ends = np.array([[True] * n, [False] * n])
-    kept = np.concatenate([ends, circuits, ~circuits, randoms.reshape(-1, n)])
-    metrics = cases.metrics(kept, batch_size=batch_size)
-    # all kept is the model, here in the arithmetic of the same batch
-    full, empty = cases.full if errors == "removed" else metrics[0], metrics[1]
-    check_gap(full, empty, kind.name)
-    settings = {
-        "downstream": downstream,
-        "errors": errors,
-        "reference": kind.name,
-        "n_random": n_random,
-        "matched": matched,
-        "ranked_by": nodes.provenance.get("settings")
-        if isinstance(nodes, AttributionGraph)
-        else "the order given",
-    }
+    _check(sizes, n_random)
+    if batch_size is not None:
+        check_batch_size(batch_size)
+    question = CircuitQuestion.of(
+        model, prompts, metric, nodes,
+        spans=spans, reference=reference, downstream=downstream, errors=errors,
+    )  # fmt: skip
+    groups, cases = question.groups(matched), question.cases
+    circuits, counts = cases.first(question.ranked, sizes)
+    randoms = matched_circuits(circuits, groups, n_random, seed=seed)
+    kept = np.concatenate([circuits, ~circuits, randoms.reshape(-1, len(cases))])
+    gains = Gains.of(question, kept, batch_size=batch_size, memory=memory)
+    shares = (circuits.sum(1) / max(1, len(cases))).tolist()
     return FaithfulnessCurve(
-        scores=_scores(
-            counts,
-            (circuits.sum(1) / max(1, n)).tolist(),
-            metrics[2:] - empty,
-            full - empty,
-            _usable(full, empty),
-            pairs_of(asked),
-            seed,
-        ),
-        metric=name,
-        full=float(full.mean()),
-        empty=float(empty.mean()),
-        n_nodes=n,
-        n_prompts=len(full),
-        n_flat=int((~_usable(full, empty)).sum()),
-        downstream=downstream,
-        errors=errors,
-        reference=kind.name,
+        scores=_scores(counts, shares, gains, pairs_of(question.prompts), seed),
+        full=float(gains.full.mean()),
+        empty=float(gains.empty.mean()),
+        n_nodes=len(cases),
+        n_prompts=len(gains.full),
+        n_flat=int((~gains.usable).sum()),
         matched=matched,
-        provenance=record_prompts(model, asked, name, settings, seed=seed),
+        **question.conventions(),
+        provenance=question.provenance({"n_random": n_random, "matched": matched}, seed=seed),
     )
-
-
-def check_gap(full: Array, empty: Array, reference: str) -> None:
-    """Refuse to divide by a difference that is next to nothing.
-
-    Args:
-        full: m(M) of each prompt, `[n_prompts]`.
-        empty: m(empty).
-        reference: What all nodes are set to, for the message.
-
-    Raises:
-        UserError: the mean metric hardly changes when everything is ablated.
-    """
-    m, rest = full.mean(), empty.mean()
-    if abs(m - rest) <= SMALLEST_GAP * abs(m):
-        raise UserError(
-            f"the metric is {m:.3g} and still {rest:.3g} with every latent set to {reference}, "
-            f"less than {SMALLEST_GAP:.0%} of change, so faithfulness would divide by next to "
-            "nothing; try another metric, reference, downstream='freeze' or errors='removed'"
-        )
-
-
-def _usable(full: Array, empty: Array) -> NDArray[np.bool_]:
-    """Prompts where enough is at stake for an F of their own."""
-    return np.abs(full - empty) > SMALLEST_GAP * np.abs(full)
-
-
-def _kind(reference: Reference | AblationKind | None) -> AblationKind | None:
-    """A reference of one prompt, as a kind of ablation of that prompt."""
-    if isinstance(reference, Reference):
-        return AblationKind(reference.name, lambda model, prompt: (reference,))
-    return reference
 
 
 def _scores(
-    counts: Sequence[int],
-    shares: Sequence[float],
-    gains: Array,
-    gap: Array,
-    usable: NDArray[np.bool_],
-    pairs: Array,
-    seed: int,
+    counts: Sequence[int], shares: Sequence[float], gains: Gains, pairs: Array, seed: int
 ) -> tuple[CircuitScore, ...]:
-    """From what circuits, complements and random circuits gain over the empty one, by prompt.
+    """Of `k` circuits, from the gains of circuits, complements and random circuits.
 
     Args:
-        counts: Nodes of each of the `k` circuits.
+        counts: Nodes of each circuit.
         shares: Of all candidates, how many each holds.
-        gains: `m - m(empty)`, `[k + k + k * n_random, n_prompts]`.
-        gap: `m(M) - m(empty)`, `[n_prompts]`.
-        usable: Prompts that have an F of their own.
+        gains: Of `k + k + k * n_random` circuits.
+        pairs: A number for each prompt, the same for a prompt and its partner, `[n_prompts]`.
     """
     k = len(counts)
-    f = gains.mean(1) / gap.mean()
+    f, of_circuits, usable = gains.faithfulness, gains.circuits[:k], gains.usable
     randoms = f[2 * k :].reshape(k, -1)
-    low, high = ratio_interval(gains[:k].T, gap, pairs, seed=seed)
-    example_low, example_high = _quantiles(gains[:k, usable] / gap[usable])
+    low, high = ratio_interval(of_circuits.T, gains.gap, pairs, seed=seed)
+    example_low, example_high = _quantiles(of_circuits[:, usable] / gains.gap[usable])
     random_low, random_high = _quantiles(randoms, least=1)
     random_mean = randoms.mean(1) if randoms.size else np.full(k, np.nan)
     columns = (
@@ -257,18 +158,7 @@ def _quantiles(values: Array, *, least: int = 2) -> tuple[Array, Array]:
     return low, high
 
 
-def _check(
-    downstream: str, errors: str, sizes: Sequence[float], n_random: int, matched: str
-) -> None:
-    if downstream not in ("recompute", "freeze"):
-        raise UserError(
-            f"downstream={downstream!r}; a faithfulness curve knows recompute and freeze"
-            + (", and errors='removed' in the place of drop" if downstream == "drop" else "")
-        )
-    if errors not in ERRORS:
-        raise UserError(f"errors={errors!r}; choose {', '.join(ERRORS)}")
-    if matched not in MATCHED:
-        raise UserError(f"matched={matched!r}; choose {' or '.join(MATCHED)}")
+def _check(sizes: Sequence[float], n_random: int) -> None:
     if not len(sizes) or any(size < 0 for size in sizes):
         raise UserError(f"sizes={list(sizes)}; give at least one number of nodes, none below 0")
     if any(isinstance(size, float) and size > 1 for size in sizes):

@@ -10,7 +10,12 @@ import numpy as np
 
 from experiments.faithfulness_plot import faithfulness_figure
 from experiments.results import Result
-from experiments.statistics import circuit_model_distance, circuit_performance_ratio, log_area
+from experiments.statistics import (
+    MIB_PROPORTIONS,
+    circuit_model_distance,
+    circuit_performance_ratio,
+    log_area,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,8 +96,9 @@ class FaithfulnessCurve(Result):
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"F({s.size}) = {s.faithfulness:.2f}" for s in self.scores)
+        reached = f"k50 {self.k50 or 'not reached'}, k90 {self.k90 or 'not reached'}"
         return (
-            f"FaithfulnessCurve({sizes}; {self.n_prompts} prompts of {self.metric}, others set to "
+            f"FaithfulnessCurve({sizes}; {reached}; {self.n_prompts} prompts of {self.metric}, others set to "
             f"{self.reference}, errors {self.errors}, downstream {self.downstream})"
         )
 
@@ -118,13 +124,13 @@ class FaithfulnessCurve(Result):
 
     @property
     def cpr(self) -> float:
-        """MIB's CPR over the measured shares; comparable at `statistics.MIB_PROPORTIONS`."""
-        return self._over("share", lambda score: score.faithfulness, circuit_performance_ratio)
+        """MIB's CPR over the measured shares; NaN unless they cover `MIB_PROPORTIONS`."""
+        return self._by_share(circuit_performance_ratio)
 
     @property
     def cmd(self) -> float:
         """MIB's CMD, likewise."""
-        return self._over("share", lambda score: score.faithfulness, circuit_model_distance)
+        return self._by_share(circuit_model_distance)
 
     def frame(self) -> DataFrame:
         """One line a size; conventions are columns, so that a line says what it is on its own."""
@@ -150,6 +156,12 @@ class FaithfulnessCurve(Result):
 
     def _reaches(self, level: float) -> int | None:
         return next((s.size for s in self.scores if s.faithfulness >= level), None)
+
+    def _by_share(self, area: Callable[[Sequence[float], Sequence[float]], float]) -> float:
+        shares = [score.share for score in self.scores]
+        if min(shares) > MIB_PROPORTIONS[0] or max(shares) < MIB_PROPORTIONS[-1]:
+            return float(np.nan)
+        return self._over("share", lambda score: score.faithfulness, area)
 
     def _over(
         self,
