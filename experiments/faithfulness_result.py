@@ -29,7 +29,7 @@ class CircuitScore:
     Attributes:
         size: Number of nodes.
         share: Of the candidates, how many it holds.
-        faithfulness: F(C); 1 for the whole model, 0 for the empty circuit.
+        faithfulness: F(C), how sufficient it is; 1 for the whole model, 0 for the empty circuit.
         low, high: 95 % bootstrap interval of F(C), prompt pairs resampled; NaN for one pair.
         example_low, example_high: 5 and 95 % quantile of F(C) of single prompts, without those
             where too little is at stake.
@@ -98,8 +98,8 @@ class FaithfulnessCurve(Result):
         sizes = ", ".join(f"F({s.size}) = {s.faithfulness:.2f}" for s in self.scores)
         reached = f"k50 {self.k50 or 'not reached'}, k90 {self.k90 or 'not reached'}"
         return (
-            f"FaithfulnessCurve({sizes}; {reached}; {self.n_prompts} prompts of {self.metric}, others set to "
-            f"{self.reference}, errors {self.errors}, downstream {self.downstream})"
+            f"FaithfulnessCurve({sizes}; {reached}; {self.n_prompts} prompts of {self.metric}, "
+            f"others set to {self.reference}, errors {self.errors}, downstream {self.downstream})"
         )
 
     @property
