@@ -79,7 +79,7 @@ class CircuitQuestion:
             ids = one_prompt(model, prompts)
             asked = [prompts]
             spans = aligned(model, asked)
-            ranked = ranked_on_one(model.words(ids[0]), nodes, errors)
+            ranked = ranked_on_one(model.words(ids[0]), model.reads(ids)[0], nodes, errors)
             kind, name = _kind(reference) or zero(), metric_name(given)
 
             def metric_of(prompt: Any) -> Any:

@@ -77,8 +77,9 @@ def faithfulness_curve(
             `[batch, pos, vocab]` to `[batch]`. Of several a function from a prompt to those:
             `logit_diff`, or `task.metric`.
         nodes: Best first. Of one prompt a graph, whose strongest latents (with `scored` errors
-            too) make the circuits, or latents and errors; of several, nodes at spans. One that a
-            prompt does not have does nothing there.
+            too, which in a graph also stand for the latents left out of it) make the circuits, or
+            latents and errors; of several, nodes at spans. One that a prompt does not have does
+            nothing there.
         sizes: Numbers of nodes, or shares of all candidates as floats up to 1.0 (rounded down:
             `statistics.MIB_PROPORTIONS`). A size above the number of nodes ranked becomes that
             number: what is not ranked cannot be added. The share 1.0 is all candidates.

@@ -11,13 +11,15 @@ LLMs", arXiv 2410.13032), for nodes instead of edges:
    yes:
 
    - *Necessary*: is its drop larger than a random node's? With n inflations, b of them with at
-     least its drop, `p = (1 + b) / (1 + n)`, corrected for all nodes (Benjamini-Hochberg).
+     least its drop, `p = (1 + b) / (1 + n)`, corrected for all nodes (Benjamini-Hochberg). Where
+     F is higher without the node, it is *opposing* instead.
    - *Superfluous*: is its drop not even above 90 % of theirs? This is Shi et al.'s test: with s
      smaller drops among n, p is the binomial probability of at most s at a rate of 0.9, corrected
      by Bonferroni. A circuit with such a node is not minimal.
 
 Dropping one node at a time does not see redundancy: of two nodes of which one is enough, neither is
-necessary. `kept_alone` therefore says how faithful the necessary nodes are by themselves.
+necessary. `kept_alone` therefore says how faithful the necessary nodes are by themselves. And nodes
+are necessary for what their circuit does: where F(C) is next to nothing, so are the losses.
 """
 
 from __future__ import annotations
@@ -67,8 +69,8 @@ class Minimality(Result):
     - `percentile`: share of random added nodes with a smaller drop.
     - `p`, `q`: of the drop being as large for a random node; q over all nodes.
     - `p_superfluous`: of so small a drop where it is above 90 % of random nodes'; Bonferroni.
-    - `verdict`: `necessary` (q at most 0.05), `superfluous` (p_superfluous at most 0.05), or
-      `undecided`.
+    - `verdict`: `necessary` or, with a loss below 0, `opposing` (q at most 0.05), `superfluous`
+      (p_superfluous at most 0.05), or `undecided`.
 
     Attributes:
         nodes: In the order of the rows.
@@ -112,7 +114,7 @@ class Minimality(Result):
         return 1 - self.completeness
 
     def count(self, verdict: str) -> int:
-        """How many nodes are `necessary`, `superfluous` or `undecided`."""
+        """How many nodes are `necessary`, `opposing`, `superfluous` or `undecided`."""
         return int((np.asarray(self.table["verdict"]) == verdict).sum())
 
     def frame(self) -> DataFrame:
@@ -195,12 +197,11 @@ def minimality(
     losses = gains.circuits[0] - gains.circuits[2:last]  # [k, n_prompts]
     low, high = ratio_interval(losses.T, gains.gap, pairs_of(question.prompts), seed=seed)
     inflations = _sizes(f[last:] - f[0])[draws]
-    table = verdicts(_sizes(f[0] - f[2:last]), inflations)
-    table.insert(0, "node", [str(node) for node in ranked])
-    table.insert(1, "loss", f[0] - f[2:last])
-    table.insert(2, "low", low)
-    table.insert(3, "high", high)
-    order = np.argsort(-np.abs(f[0] - f[2:last]), kind="stable")
+    loss = f[0] - f[2:last]
+    table = verdicts(loss, inflations)
+    for at, column in enumerate(([str(node) for node in ranked], loss, low, high)):
+        table.insert(at, ("node", "loss", "low", "high")[at], column)
+    order = np.argsort(-np.abs(loss), kind="stable")
     necessary = (np.asarray(table["verdict"]) == "necessary") & there
     alone = np.zeros((1, len(cases)), dtype=bool)
     alone[0, places[necessary]] = True
@@ -240,22 +241,24 @@ def draw_others(circuit: NDArray[np.bool_], groups: Codes, n: int, *, seed: int)
     return np.array([rng.choice(outside[group]) for group in rng.choice(own, size=n)])
 
 
-def verdicts(drops: Array, inflations: Array) -> DataFrame:
+def verdicts(losses: Array, inflations: Array) -> DataFrame:
     """Both tests of each node: `percentile`, `p`, `q`, `p_superfluous`, `verdict`.
 
     Args:
-        drops: Of the circuit's nodes, `[k]`.
-        inflations: Of random added nodes, `[n]`.
+        losses: What F loses without each node of the circuit, `[k]`.
+        inflations: Drops of random added nodes, `[n]`.
     """
     import pandas as pd
 
     n = len(inflations)
-    smaller = (inflations < drops[:, None]).sum(1)
+    smaller = (inflations < _sizes(losses)[:, None]).sum(1)
     p = (1 + n - smaller) / (1 + n)
     q = benjamini_hochberg(p)
-    superfluous = np.minimum(1, binom.cdf(smaller, n, QUANTILE) * len(drops))
-    verdict = np.where(
-        q <= LEVEL, "necessary", np.where(superfluous <= LEVEL, "superfluous", "undecided")
+    superfluous = np.minimum(1, binom.cdf(smaller, n, QUANTILE) * len(losses))
+    verdict = np.select(
+        [(q <= LEVEL) & (losses > 0), q <= LEVEL, superfluous <= LEVEL],
+        ["necessary", "opposing", "superfluous"],
+        "undecided",
     )
     return pd.DataFrame(
         {

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 DRAWN = 40
 """Nodes in the plot; the table has all."""
 
-COLOURS = {"necessary": "#0072b2", "undecided": "0.5", "superfluous": "#d55e00"}
+COLOURS = {
+    "necessary": "#0072b2",
+    "opposing": "#cc79a7",
+    "undecided": "0.5",
+    "superfluous": "#d55e00",
+}
 
 
 def minimality_figure(result: Minimality) -> Figure:

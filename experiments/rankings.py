@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from attribution.effects import Effects
 from circuits import ErrorNode, LatentNode, SplicedModel, UserError
 from experiments.circuit_cases import CircuitCases
 from experiments.spans import SpanNode, Spans
@@ -14,13 +18,31 @@ Ranking = Sequence[SpanNode]
 """Nodes, the most important first: `method_named(name).rank(question)`."""
 
 
+def strongest_first(effects: Effects, reads: Tensor) -> list[LatentNode | ErrorNode]:
+    """Latents and errors of one prompt, by the size of their effect.
+
+    Args:
+        effects: Their effects.
+        reads: Where dictionaries read, `[pos]`; elsewhere the error is the whole activation.
+    """
+    (positions,) = reads.nonzero(as_tuple=True)
+    latents = effects.strongest()
+    errors = [ErrorNode(site, pos) for site in effects.sites for pos in positions.tolist()]
+    of_latents = torch.cat([here.effect for here in effects.sites.values()]).abs()
+    of_errors = torch.cat([here.error_effect[positions] for here in effects.sites.values()]).abs()
+    sizes = torch.cat([of_latents.sort(descending=True).values, of_errors])
+    nodes = [*latents, *errors]
+    return [nodes[i] for i in sizes.argsort(descending=True, stable=True).tolist()]
+
+
 def ranked_on_one(
-    words: Sequence[str], nodes: AttributionGraph | Sequence[Any], errors: str
+    words: Sequence[str], reads: Tensor, nodes: AttributionGraph | Sequence[Any], errors: str
 ) -> list[SpanNode]:
     """The nodes of one prompt, whose every position is a span; each once.
 
     Args:
         words: Of the prompt.
+        reads: Where dictionaries read, `[pos]`: a graph also has errors elsewhere, which stay.
         nodes: A graph, of which the strongest come first, or latents and errors.
         errors: With `scored`, errors are nodes too.
 
@@ -33,9 +55,9 @@ def ranked_on_one(
                 f"the graph is of the prompt {' '.join(nodes.words)!r}, not of "
                 f"{' '.join(words)!r}; trace this prompt first"
             )
-        kinds = LatentNode | ErrorNode if errors == "scored" else LatentNode
         effect = nodes.digraph.nodes
-        found = [node for node in nodes.digraph if isinstance(node, kinds)]
+        kinds = LatentNode | ErrorNode
+        found = [node for node in nodes.digraph if isinstance(node, kinds) and reads[node.pos]]
         nodes = sorted(found, key=lambda node: -abs(effect[node]["effect"]))
     return [_at_span(node) for node in dict.fromkeys(nodes) if _counts(node, errors)]
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from math import isnan
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from experiments.commands.question import Asked, answerable, asks, reference_named
+
+if TYPE_CHECKING:
+    from experiments.faithfulness_result import FaithfulnessCurve
 
 
 @click.command(short_help="How much of the answer circuits of each size keep.")
 @click.argument("subject", metavar="[PROMPT|GRAPH.json]", required=False)
 @click.option(
     "--sizes", default="10,30,100,300,1000,3000", show_default=True, metavar="N,N,...",
-    help="Numbers of latents; a saved graph goes up to as many as it holds.",
+    help="Numbers of latents, or shares of all of them (0.01,0.1,1.0; mib for those of MIB, with "
+    "its CPR and CMD). A saved graph goes up to as many as it holds.",
 )  # fmt: skip
 @click.option(
     "--reference", type=click.Choice(["zero", "corrupted"]), default="zero", show_default=True,
@@ -24,8 +31,9 @@ from experiments.commands.question import Asked, answerable, asks, reference_nam
     show_default=True, help="Kept errors follow the change, or keep their clean values.",
 )  # fmt: skip
 @click.option(
-    "--errors", type=click.Choice(["kept", "removed"]), default="kept", show_default=True,
-    help="What dictionaries miss is kept, or set to the reference too.",
+    "--errors", type=click.Choice(["kept", "scored", "removed"]), default="kept",
+    show_default=True,
+    help="What dictionaries miss is kept, is a node like any other, or is set to the reference.",
 )  # fmt: skip
 @click.option(
     "--random", "n_random", type=click.IntRange(min=0), default=20, show_default=True, metavar="N",
@@ -33,8 +41,8 @@ from experiments.commands.question import Asked, answerable, asks, reference_nam
 )  # fmt: skip
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Of the random circuits.")
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
-    help="Circuits of one pass.",
+    "--batch-size", type=click.IntRange(min=1), metavar="N",
+    help="Circuits of one pass; by default 64, or as many as fit into 256 MB.",
 )  # fmt: skip
 @click.option(
     "--out", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
@@ -51,7 +59,7 @@ def faithfulness(
     errors: str,
     n_random: int,
     seed: int,
-    batch_size: int,
+    batch_size: int | None,
     out: tuple[Path, ...],
     force: bool,
 ) -> None:
@@ -66,18 +74,17 @@ def faithfulness(
     Examples:
       circuits faithfulness ioi.json --sizes 10,30,100
       circuits faithfulness --task ioi --reference corrupted --out curve.svg
+      circuits faithfulness --task agreement_rc --errors scored --sizes mib
     """
     from attribution import total_effects
-    from circuits.errors import UserError
-    from experiments import faithfulness_curve
-    from experiments.commands.tables import faithfulness_table
+    from experiments.faithfulness import faithfulness_curve
+    from experiments.rankings import strongest_first
     from experiments.records import FIGURES, TABLES, check_output
 
     out = tuple(dict.fromkeys(out))
     for path in out:
         check_output(path, (*TABLES, *FIGURES), overwrite=force)
-    if not all(size.strip().isdecimal() for size in sizes.split(",")):
-        raise UserError(f"--sizes {sizes!r}; give whole numbers, for example 10,30,100")
+    chosen = _sizes(sizes)
     question = answerable(asked, graphs=True)
     values = reference_named(reference, question)
     ranked = question.graph
@@ -89,13 +96,14 @@ def faithfulness(
             downstream=downstream,
             reference=values,
         )
-        ranked = effects.strongest()
+        reads = question.model.reads(question.model.tokens(question.prompt))[0]
+        ranked = strongest_first(effects, reads)
     curve = faithfulness_curve(
         question.model,
         question.prompt,
         question.metric,
         ranked,
-        sizes=[int(size) for size in sizes.split(",")],
+        sizes=chosen,
         reference=values,
         downstream=downstream,
         errors=errors,
@@ -103,13 +111,48 @@ def faithfulness(
         seed=seed,
         batch_size=batch_size,
     )
+    nodes = "latents and errors" if errors == "scored" else "latents"
     click.echo(f"{question.model.name}: {question.prompt.text!r}")
     click.echo(
         f"metric  {curve.metric} = {curve.full:+.3f}; {curve.empty:+.3f} with all "
-        f"{curve.n_nodes} latents set to {curve.reference}"
+        f"{curve.n_nodes} {nodes} set to {curve.reference}"
     )
     click.echo(f"errors  {curve.errors}, downstream {curve.downstream}\n")
-    click.echo(faithfulness_table(curve))
+    click.echo(curve.text())
+    click.echo(f"\n{_summary(curve)}")
     for path in out:
         write = curve.save if path.suffix in TABLES else curve.plot
         click.echo(f"wrote {write(path, overwrite=force)}")
+
+
+def _sizes(text: str) -> list[float]:
+    """Whole numbers as such, decimal ones as shares."""
+    from circuits.errors import UserError
+    from experiments.statistics import MIB_PROPORTIONS
+
+    if text.strip() == "mib":
+        return list(MIB_PROPORTIONS)
+    words = [word.strip() for word in text.split(",")]
+    if not all(re.fullmatch(r"\d+|\d?\.\d+", word) for word in words):
+        raise UserError(
+            f"--sizes {text!r}; give whole numbers, for example 10,30,100, or shares up to 1.0"
+        )
+    return [float(word) if "." in word else int(word) for word in words]
+
+
+def _summary(curve: FaithfulnessCurve) -> str:
+    """What the whole curve comes to, in a line."""
+    numbers = {
+        "k50": curve.k50 or "not reached",
+        "k90": curve.k90 or "not reached",
+        "area": curve.area,
+        "excess over random": curve.excess_area,
+        "CPR": curve.cpr,
+        "CMD": curve.cmd,
+    }
+    shown = {
+        name: f"{value:.3f}" if isinstance(value, float) else value
+        for name, value in numbers.items()
+        if not (isinstance(value, float) and isnan(value))
+    }
+    return "  ".join(f"{name} {value}" for name, value in shown.items())
