@@ -78,8 +78,8 @@ def faithfulness_curve(
             `logit_diff`, or `task.metric`.
         nodes: Best first. Of one prompt a graph, whose strongest latents (with `scored` errors
             too, which in a graph also stand for the latents left out of it) make the circuits, or
-            latents and errors; of several, nodes at spans. One that a prompt does not have does
-            nothing there.
+            latents and errors; of several, nodes at spans. One that is off on a prompt and in its
+            reference does nothing there: it stays off, whatever the changed pass makes of it.
         sizes: Numbers of nodes, or shares of all candidates as floats up to 1.0 (rounded down:
             `statistics.MIB_PROPORTIONS`). A size above the number of nodes ranked becomes that
             number: what is not ranked cannot be added. The share 1.0 is all candidates.

@@ -48,6 +48,7 @@ def minimality_figure(result: Minimality) -> Figure:
                 label=f"{name}: {result.count(name)}",
             )
     axes.set_yticks(rows, labels=frame["node"].tolist(), fontsize=7)
+    axes.set_ylim(-0.7, len(frame) - 0.3)
     axes.set_xlabel("F(C) - F(C without the node), 95 %")
     told = result.conventions
     axes.set_title(
