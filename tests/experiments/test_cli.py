@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
@@ -13,6 +14,7 @@ from circuits import Site, splice
 from circuits.models import BUNDLED
 from experiments.ablation import pearson
 from experiments.cli import main
+from experiments.commands.minimality import minimality
 
 TEXT = "w1 w5 w9 w2 w5 w9 w30 w7"
 CORRUPTED = "w1 w6 w9 w2 w6 w9 w31 w7"
@@ -108,6 +110,37 @@ def test_faithfulness_from_a_graph_and_from_a_prompt(saved, own, tmp_path):
         assert list(frame["size"]) == [2, 20]
         assert "errors  kept, downstream freeze" in result.output
         assert f"{frame['faithfulness'][1]:.3f}" in result.output
+
+
+def test_faithfulness_with_errors_as_nodes_and_the_sizes_of_mib(own, tmp_path):
+    out = tmp_path / "f.csv"
+    result = circuits(
+        "faithfulness", TEXT, *PAIR, *own, "--sizes", "mib", "--errors", "scored", "--random", 2,
+        "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    frame = pd.read_csv(out)
+    assert frame["share"].iloc[-1] == 1
+    assert frame["faithfulness"].iloc[-1] == pytest.approx(1, abs=1e-4)
+    assert set(frame["errors"]) == {"scored"}
+    shares, values = frame["share"][frame["size"] > 0], frame["faithfulness"][frame["size"] > 0]
+    assert f"CPR {np.trapezoid(values, shares):.3f}" in result.output
+    assert "latents and errors set to zero" in result.output
+    few = circuits("faithfulness", TEXT, *PAIR, *own, "--sizes", "5,0.5", "--random", 0)
+    assert "CPR" not in few.output, few.output
+    assert "k90 " in few.output
+
+
+def test_minimality_of_a_task(tmp_path):
+    out = tmp_path / "m.csv"
+    arguments = ["--task", "agreement_simple", "--prompts", 4, "--size", 12, "--inflations", 20]
+    result = CliRunner().invoke(minimality, [str(a) for a in [*arguments, "--out", out]])
+    assert result.exit_code == 0, result.output
+    frame = pd.read_csv(out)
+    assert len(frame) == 12
+    assert f"{(frame['verdict'] == 'necessary').sum()} necessary" in result.output
+    assert set(frame["reference"]) == {"patch"}
+    assert frame["node"][0] in result.output
 
 
 def test_existing_outputs_stay_without_force(saved, own, tmp_path):
