@@ -140,7 +140,7 @@ def test_minimality_of_a_task(tmp_path):
     assert len(frame) == 12
     assert f"{(frame['verdict'] == 'necessary').sum()} necessary" in result.output
     assert set(frame["reference"]) == {"patch"}
-    assert frame["node"][0] in result.output
+    assert frame["node"].tolist()[0] in result.output
 
 
 def test_existing_outputs_stay_without_force(saved, own, tmp_path):
