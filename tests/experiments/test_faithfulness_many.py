@@ -56,18 +56,20 @@ def by_hand(model, prompt, reference, circuit, *, errors, downstream) -> float:
     """
     ids, score = model.tokens(prompt), bind(logit_diff(prompt), model)
     clean = Reference("clean", model.trace(ids))
-    circuit = {n for n in circuit if clean.value(n).any() or reference.value(n).any()}
 
     def edit_of(site):
+        here = [node for node in circuit if node.site == site]
+        has = (clean.acts(site) != 0) | (reference.acts(site) != 0)
+
         def edit(acts, error):
             new_acts, new_error = reference.acts(site)[None].clone(), error.clone()
             if errors != "kept":
                 new_error[0, 1:] = reference.error(site)[1:]  # not at BOS
-            for node in circuit:
-                if node.site == site and isinstance(node, LatentNode):
-                    new_acts[0, node.pos, node.latent] = acts[0, node.pos, node.latent]
-                elif node.site == site:
+            for node in here:
+                if isinstance(node, ErrorNode):
                     new_error[0, node.pos] = error[0, node.pos]
+                elif has[node.pos, node.latent]:
+                    new_acts[0, node.pos, node.latent] = acts[0, node.pos, node.latent]
             return new_acts, new_error
 
         return edit
