@@ -132,7 +132,7 @@ def steer(
     doses: Sequence[float] = DOSES,
     scales: Sequence[float] | None = None,
     spans: Spans | None = None,
-    neutral: Sequence[str] | None = None,
+    neutral: Sequence[str | Prompt] | None = None,
     n_random: int = 5,
     downstream: str = "recompute",
     n_bootstrap: int = 1000,
@@ -263,18 +263,21 @@ def _slopes(values: Array, doses: tuple[float, ...]) -> tuple[Array, float]:
     return (up - down) / (2 * step), step
 
 
-def _neutral_texts(model: SplicedModel, neutral: Sequence[str] | None, seed: int) -> list[str]:
+def _neutral_texts(
+    model: SplicedModel, neutral: Sequence[str | Prompt] | None, seed: int
+) -> list[str]:
     """The texts given, or some of the model's own."""
     if neutral is None:
         texts = list(dict.fromkeys(model.example_texts))
         texts = Random(seed).sample(texts, min(N_NEUTRAL, len(texts)))
     else:
-        texts = [neutral] if isinstance(neutral, str) else list(neutral)
+        given = [neutral] if isinstance(neutral, str | Prompt) else neutral
+        texts = [text.text if isinstance(text, Prompt) else text for text in given]
     if not texts:
-        own = f", and {model.name} brings no example texts"
+        why = "" if neutral is not None else f" ({model.name} brings none)"
         raise UserError(
-            f"no neutral texts to measure the KL on{'' if neutral is not None else own}; "
-            "give neutral=[...], texts that have nothing to do with the prompts"
+            f"no neutral texts to measure the KL on{why}; give neutral=[...], texts that have "
+            "nothing to do with the prompts"
         )
     return texts
 

@@ -1,0 +1,357 @@
+"""Steering adds decoder rows to the model: a plain hook on the Hugging Face model does the same."""
+
+import json
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import Gemma2ForCausalLM
+
+from attribution import logit_diff, total_effects
+from circuits import Intervention, LatentNode, Site, UserError, load_gemma, splice
+from circuits.outputs import ALL_LOGITS
+from experiments.commands.steer import steer as command
+from experiments.pooled import pairs_of
+from experiments.spans import SpanNode, aligned
+from experiments.statistics import cluster_interval
+from experiments.steering import steer
+from experiments.steering_vectors import (
+    as_large,
+    positions,
+    random_directions,
+    shifts,
+    steered_nodes,
+    steered_passes,
+    steering_edits,
+)
+from tests.experiments.test_pooled import PROMPTS
+from tests.random_gemma import chosen_dictionaries, random_dictionaries
+
+NEUTRAL = ["w3 w8 w2 w2", "w10 w4 w4 w17 w25 w6", "w5 w1"]
+NODES = ("attn.1/latent.7", "mlp.0/latent.30", "mlp.0/latent.31", "resid.1/latent.12")
+HOOKS = {
+    "attn": lambda layer: layer.self_attn.o_proj,
+    "mlp": lambda layer: layer.post_feedforward_layernorm,
+    "resid": lambda layer: layer,
+}
+
+
+@pytest.fixture(scope="module")
+def plain(gemma_folder):
+    return Gemma2ForCausalLM.from_pretrained(gemma_folder).eval()
+
+
+@pytest.fixture(scope="module")
+def curve(model):
+    doses = (2, -1, 0, 0.5, 1)
+    return steer(model, PROMPTS, NODES, doses=doses, neutral=NEUTRAL, n_random=3, seed=5)
+
+
+def by_hand(plain, ids, vectors, at=slice(1, None)):
+    """Logits with `vectors {Site: [d]}` added by hooks on Hugging Face's modules."""
+
+    def add(vector):
+        def hook(module, inputs, output=None):
+            if output is None:  # a hook before the module: what it reads
+                changed = inputs[0].clone()
+                changed[:, at] += vector
+                return (changed,)
+            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = hidden.clone()
+            hidden[:, at] += vector
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return hook
+
+    with ExitStack() as stack, torch.no_grad():
+        for site, vector in vectors.items():
+            module = HOOKS[site.kind](plain.model.layers[site.layer])
+            before = site.kind == "attn"
+            register = module.register_forward_pre_hook if before else module.register_forward_hook
+            handle = register(add(vector))
+            stack.callback(handle.remove)
+        return plain(ids).logits
+
+
+def vectors_of(model, amounts):
+    """The sum of what each latent's amount adds, `{Site: [d]}`, by the definition."""
+    sums = {}
+    for name, amount in amounts.items():
+        node = SpanNode.parse(f"{name}@all") if isinstance(name, str) else name
+        row = amount * model.dictionaries[node.site].W_dec[node.latent]
+        sums[node.site] = sums.get(node.site, 0) + row
+    return sums
+
+
+def difference(logits, prompt, model):
+    last = logits[:, -1]
+    return (last[:, model.token_id(prompt.target)] - last[:, model.token_id(prompt.foil)]).item()
+
+
+@pytest.mark.parametrize("downstream", ["recompute", "freeze"])
+@pytest.mark.parametrize("name", NODES)
+def test_a_dose_of_nothing_is_the_clean_model_bit_for_bit(model, name, downstream):
+    ids = model.tokens(PROMPTS[0])
+    nodes = steered_nodes(model, [name])
+    added = shifts(model, ids, {nodes[0]: 0.0}, [positions(model, ids, nodes[0])])
+    changed = model.run(ids, steering_edits([added]), downstream=downstream)
+    assert torch.equal(changed, model.run(ids))
+    added = shifts(model, ids, {nodes[0]: 1.0}, [positions(model, ids, nodes[0])])
+    assert not torch.equal(model.run(ids, steering_edits([added])), model.run(ids))
+
+
+def test_responses_are_those_of_vectors_added_by_hand(model, plain, curve):
+    assert curve.table["dose"].tolist() == [-1, 0, 0.5, 1, 2]
+    for i, prompt in enumerate(PROMPTS):
+        for k, dose in enumerate(curve.table["dose"]):
+            logits = by_hand(plain, model.tokens(prompt), vectors_of(model, curve.amounts(dose)))
+            assert curve.responses[i, k] == pytest.approx(
+                difference(logits, prompt, model), abs=2e-4
+            )
+
+
+def test_random_directions_are_added_by_hand_too(model, plain, curve):
+    nodes = steered_nodes(model, NODES)
+    norms = {site: v.norm() for site, v in vectors_of(model, curve.amounts(1)).items()}
+    for way, directions in enumerate(random_directions(model, nodes, 3, seed=5)):
+        assert directions.keys() == norms.keys()
+        vectors = {site: 2 * norms[site] * directions[site] for site in norms}
+        for i, prompt in enumerate(PROMPTS):
+            logits = by_hand(plain, model.tokens(prompt), vectors)
+            assert curve.random_responses[way, i, -1] == pytest.approx(
+                difference(logits, prompt, model), abs=2e-4
+            )
+
+
+def test_the_scale_is_the_largest_activation(model, curve):
+    for node, scale in zip(curve.nodes, curve.scales, strict=True):
+        traces = [model.trace(prompt).sites[node.site] for prompt in PROMPTS]
+        assert scale == pytest.approx(max(t.dense()[:, node.latent].max().item() for t in traces))
+
+
+def test_kl_is_that_of_distributions_worked_out_by_hand(model, plain, curve):
+    for k, dose in enumerate(curve.table["dose"]):
+        total, n = 0.0, 0
+        for text in NEUTRAL:
+            ids = model.tokens(text)
+            clean, steered = (
+                by_hand(plain, ids, vectors)[0, 1:].double().softmax(-1)
+                for vectors in ({}, vectors_of(model, curve.amounts(dose)))
+            )
+            total += (clean * (clean / steered).log()).sum().item()
+            n += len(clean)
+        assert curve.table["kl"][k] == pytest.approx(total / n, rel=1e-3, abs=1e-9)
+    still = curve.table[curve.table["dose"] == 0]
+    for name in ("kl", "kl_low", "kl_high", "random_kl", "random_kl_max"):
+        assert still[name].tolist() == [0]
+
+
+# where errors are held, latents that a larger dose switches make the response jump
+@pytest.mark.parametrize(("downstream", "tiny"), [("recompute", 1e-2), ("freeze", 1e-3)])
+def test_the_slope_of_tiny_doses_is_the_attributed_one(gemma_folder, downstream, tiny):
+    bridge = load_gemma(str(gemma_folder), device="cpu", dtype=torch.float64)
+    exact = splice(bridge, random_dictionaries(dtype=torch.float64), name="exact")
+
+    def metric(prompt):  # of the logits as they are: `logit_diff` rounds them to float32
+        right, wrong = exact.token_id(prompt.target), exact.token_id(prompt.foil)
+        return lambda logits: logits[:, -1, right] - logits[:, -1, wrong]
+
+    for nodes in ([name] for name in NODES):
+        curve = steer(
+            exact,
+            PROMPTS,
+            nodes,
+            metric,
+            doses=(-tiny, tiny, 1),
+            neutral=NEUTRAL[:1],
+            n_random=0,
+            downstream=downstream,
+        )
+        (node,), (scale,) = curve.nodes, curve.scales
+        row = scale * exact.dictionaries[node.site].W_dec[node.latent]
+        for i, prompt in enumerate(PROMPTS):
+            effects = total_effects(exact, prompt, logit_diff(prompt), downstream=downstream)
+            told = effects.sites[node.site].grad_output[1:].sum(0) @ row.float()
+            assert curve.attributed_slopes[i] == pytest.approx(told.item(), rel=1e-4, abs=1e-5)
+        # Gemma's norms compute in float32 whatever the model's dtype
+        known = 5e-7 / tiny
+        np.testing.assert_allclose(curve.slopes, curve.attributed_slopes, rtol=1e-3, atol=known)
+        assert curve.table["step"][0] == tiny
+
+
+@pytest.mark.parametrize("downstream", ["recompute", "freeze"])
+@pytest.mark.parametrize("kind", ["attn", "mlp", "resid", "transcoder", "skip", "cross"])
+def test_steering_is_the_intervention_that_raises_the_latent(bridge, kind, downstream):
+    model = splice(bridge, chosen_dictionaries([kind]), name=kind)
+    ids = model.tokens(PROMPTS[0])
+    site, raised = model.sites[0], {4: 2.5, 50: -1.5}
+    nodes = steered_nodes(model, [f"{site}/latent.{latent}" for latent in raised])
+    amounts = dict(zip(nodes, raised.values(), strict=True))
+    added = shifts(model, ids, amounts, [positions(model, ids, node) for node in nodes])
+    assert len(added) == (3 if kind == "cross" else 1)
+    (steered,) = steered_passes(
+        model, ids, [added], output=ALL_LOGITS, downstream=downstream, batch_size=1
+    )
+    expected = model(
+        ids,
+        [
+            Intervention(LatentNode(site, latent, pos), 1.0, amount)
+            for latent, amount in raised.items()
+            for pos in range(1, ids.shape[1])
+        ],
+        downstream=downstream,
+    )
+    torch.testing.assert_close(steered, expected, atol=2e-4, rtol=1e-4)
+
+
+def test_random_directions_have_the_norm_at_every_site_and_position(bridge):
+    model = splice(bridge, chosen_dictionaries(["cross", "resid"]), name="both")
+    ids, spans = model.tokens(PROMPTS[0]), aligned(model, PROMPTS)
+    nodes = steered_nodes(
+        model, ["transcoder.0/latent.3@2", "transcoder.0/latent.4", "resid.1/latent.5@6"]
+    )
+    amounts = dict(zip(nodes, (1.0, 2.0, -3.0), strict=True))
+    added = shifts(model, ids, amounts, [positions(model, ids, n, spans) for n in nodes])
+    assert set(added) == {
+        Site(0, "transcoder"),
+        Site(1, "transcoder"),
+        Site(2, "transcoder"),
+        Site(1, "resid"),
+    }
+    draws = random_directions(model, nodes, 4, seed=1)
+    for directions in draws:
+        control = as_large(added, directions)
+        for site, shift in added.items():
+            torch.testing.assert_close(control[site].norm(dim=-1), shift.norm(dim=-1))
+            assert not shift[0].any()
+            assert shift.norm() > 0
+    again, other = (random_directions(model, nodes, 4, seed=seed) for seed in (1, 2))
+    for site in added:
+        stacked = [torch.stack([d[site] for d in some]) for some in (draws, again, other)]
+        assert torch.equal(stacked[0], stacked[1])
+        assert not torch.isclose(stacked[0], stacked[2]).all()
+        overlap = stacked[0] @ stacked[0].T
+        assert (overlap - torch.eye(4)).abs().max() < 0.9  # four directions, not one four times
+
+
+def test_a_span_is_steered_alone_and_neutral_texts_everywhere(model, plain):
+    spans = aligned(model, PROMPTS)
+    curve = steer(
+        model, PROMPTS, ["mlp.0/latent.30@4"], doses=[1], spans=spans, neutral=NEUTRAL, n_random=0
+    )
+    everywhere = steer(
+        model, PROMPTS, ["mlp.0/latent.30"], doses=[1], spans=spans, neutral=NEUTRAL, n_random=0
+    )
+    for i, prompt in enumerate(PROMPTS):
+        vectors = vectors_of(model, curve.amounts(1))
+        logits = by_hand(plain, model.tokens(prompt), vectors, at=slice(4, 5))
+        assert curve.responses[i, 0] == pytest.approx(difference(logits, prompt, model), abs=2e-4)
+    assert not np.allclose(curve.responses, everywhere.responses)
+    assert curve.table["kl"][0] == everywhere.table["kl"][0]
+
+
+def test_the_table_holds_means_with_intervals_and_conventions(model, curve, tmp_path):
+    frame = curve.frame()
+    low, high = cluster_interval(curve.responses, pairs_of(PROMPTS), seed=5)
+    np.testing.assert_array_equal(frame["response"], curve.responses.mean(0))
+    np.testing.assert_array_equal(np.stack([frame["low"], frame["high"]]), [low, high])
+    by_way = curve.random_responses.mean(1)
+    np.testing.assert_array_equal(frame["random_min"], by_way.min(0))
+    np.testing.assert_array_equal(frame["random_max"], by_way.max(0))
+    assert curve.slope == pytest.approx((frame["response"][4 - 1] - frame["response"][0]) / 2)
+    for name, value in {
+        "metric": "logit_diff",
+        "unit": "largest activation",
+        "downstream": "recompute",
+        "estimator": "gradient x change",
+        "nodes": ", ".join(f"{name}@all" for name in NODES),
+    }.items():
+        assert set(frame[name]) == {value}
+    saved = json.loads(curve.save(tmp_path / "curve.json").read_text())
+    assert str(saved).count("mlp.0/latent.30@all") >= 1
+    assert curve.plot(tmp_path / "curve.png").stat().st_size > 10_000
+
+
+def test_seeds_and_batches(model):
+    def run(**how):
+        made = steer(model, PROMPTS[:2], NODES[:1], doses=(-1, 1), neutral=NEUTRAL, **how)
+        return made.table
+
+    assert run(seed=3).equals(run(seed=3))
+    assert not run(seed=3)["random"].equals(run(seed=4)["random"])
+    numbers = ["response", "random", "kl", "random_kl"]
+    np.testing.assert_allclose(run(batch_size=3)[numbers], run()[numbers], atol=1e-4)
+
+
+def test_without_doses_of_both_signs_there_is_no_slope(model):
+    curve = steer(model, PROMPTS, NODES[:1], doses=[1], neutral=NEUTRAL, n_random=0, scales=[2.0])
+    assert np.isnan(curve.slope)
+    assert np.isfinite(curve.attributed)
+    assert curve.table["random"].isna().all()
+    assert curve.amounts(3) == {SpanNode(Site(1, "attn"), 7, "all"): 6.0}
+    assert set(curve.frame()["unit"]) == {"given scale"}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"prompts": []}, "give a list of prompts"),
+        ({"prompts": PROMPTS[0]}, "give a list of prompts"),
+        ({"nodes": "mlp.0/latent.30"}, "give a list of latents to steer"),
+        ({"nodes": ["mlp.0/30"]}, "names look like mlp.3/latent.901"),
+        ({"nodes": [7]}, "7 names no latent"),
+        ({"nodes": ["mlp.0/error"]}, "is an error; steering raises latents"),
+        ({"nodes": ["mlp.9/latent.1"]}, "no dictionary at mlp.9"),
+        ({"nodes": ["mlp.0/latent.96"]}, "no latent 96; mlp.0 has 96"),
+        ({"nodes": ["mlp.0/latent.3"] * 2}, "is steered twice"),
+        ({"nodes": ["mlp.0/latent.3@subject"]}, "no spans were given"),
+        ({"doses": []}, "at least one that is not 0"),
+        ({"doses": [1, 1]}, "give each once"),
+        ({"doses": [float("nan")]}, "a dose of nan; give finite numbers"),
+        ({"scales": [1.0, 2.0]}, "scales [1.0, 2.0] for 1 latents"),
+        ({"neutral": None}, "no neutral texts to measure the KL on (random brings none)"),
+        ({"neutral": []}, "no neutral texts"),
+        ({"n_random": -1}, "n_random=-1"),
+        ({"downstream": "drop"}, "downstream='drop'"),
+        ({"batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_bad_input_is_told_in_a_sentence(model, change, told):
+    given = {"prompts": PROMPTS, "nodes": ["mlp.0/latent.30"], "neutral": NEUTRAL, **change}
+    with pytest.raises(UserError) as error:
+        steer(model, **given)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_latent_that_is_on_nowhere_has_no_scale(tiny):
+    with pytest.raises(UserError, match=r"mlp\.3/latent\.901@all is on nowhere on the 1 prompts"):
+        steer(tiny, ["the kind man"], ["mlp.3/latent.901"], logit_diff)
+
+
+def test_the_command(tmp_path):
+    table, plot = tmp_path / "steer.csv", tmp_path / "steer.svg"
+    arguments = ["--task", "agreement_simple", "--latent", "resid.2/latent.722", "--prompts", "4",
+                 "--dose", "-1", "--dose", "0", "--dose", "1", "--random", "1", "--device", "cpu",
+                 "--generate", "the kind man", "--tokens", "3", "--out", table,
+                 "--out", plot]  # fmt: skip
+    neutral = tmp_path / "neutral.txt"
+    neutral.write_text("the store\n\nthe garden\n")
+    arguments += ["--neutral", neutral]
+    result = CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "SteeringCurve(resid.2/latent.722@all on 4 prompts; slope " in result.output
+    continued = [line for line in result.output.splitlines() if "  the kind man " in line]
+    assert [line.split()[0] for line in continued] == ["-1", "+0", "+1"]
+    assert len(set(continued)) == 3
+    assert table.read_text().count("\n") == 4
+    assert plot.stat().st_size > 5000
+
+
+def test_the_command_steers_at_named_spans():
+    arguments = ["--task", "agreement_simple", "--latent", "resid.2/latent.722@nowhere",
+                 "--prompts", "2", "--device", "cpu"]  # fmt: skip
+    with pytest.raises(UserError, match="no span 'nowhere'"):
+        CliRunner().invoke(command, arguments, catch_exceptions=False)
