@@ -6,7 +6,7 @@ same steered pass that `steer` measures.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -127,6 +127,8 @@ def _end_ids(model: SplicedModel) -> Collection[int]:
 
 def _checked(model: SplicedModel, steer: Amounts) -> dict[SpanNode, float]:
     """The amounts by latent, everywhere."""
+    if not isinstance(steer, Mapping):
+        raise UserError("give the latents with their amounts, for example {'mlp.3/latent.901': 8}")
     if not steer:
         return {}
     nodes = steered_nodes(model, list(steer))
