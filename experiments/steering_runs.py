@@ -95,7 +95,7 @@ def largest_activations(
         if value == 0:
             raise UserError(
                 f"{node} is on nowhere on the {len(prompts)} prompts, so that doses have no scale; "
-                "give scales= in units of its activation, or prompts that it fires on"
+                "give scales (--scale) in units of its activation, or prompts that it fires on"
             )
     return tuple(largest.tolist())
 

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     "default -4, -2, -1, -0.5, 0, 0.5, 1, 2 and 4.",
 )  # fmt: skip
 @click.option(
+    "--scale", "scales", type=float, multiple=True, metavar="X",
+    help="What a dose of 1 raises each latent by, instead of its largest activation; one for each "
+    "--latent.",
+)  # fmt: skip
+@click.option(
     "--random", "n_random", type=click.IntRange(min=0), default=5, show_default=True, metavar="N",
     help="Random directions of the same norm.",
 )  # fmt: skip
@@ -41,6 +46,7 @@ def steer(
     many: Many,
     latents: tuple[str, ...],
     doses: tuple[float, ...],
+    scales: tuple[float, ...],
     n_random: int,
     neutral: str | None,
     start: str | None,
@@ -63,6 +69,8 @@ def steer(
     from experiments.steering import DOSES
     from experiments.steering import steer as steer_latents
 
+    if start is not None:
+        many.model.tokens(start)  # refused now, not after all the work
     lines = Path(neutral).read_text(encoding="utf-8").splitlines() if neutral else None
     curve = steer_latents(
         many.model,
@@ -70,6 +78,7 @@ def steer(
         latents,
         many.metric,
         doses=doses or DOSES,
+        scales=scales or None,
         spans=many.spans(many.prompts) if any("@" in name for name in latents) else None,
         neutral=lines and [line for line in lines if line.strip()],
         n_random=n_random,

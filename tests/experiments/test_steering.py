@@ -249,7 +249,7 @@ def test_a_span_is_steered_alone_and_neutral_texts_everywhere(model, plain):
         logits = by_hand(plain, model.tokens(prompt), vectors, at=slice(4, 5))
         assert curve.responses[i, 0] == pytest.approx(difference(logits, prompt, model), abs=2e-4)
     assert not np.allclose(curve.responses, everywhere.responses)
-    assert curve.table["kl"][0] == everywhere.table["kl"][0]
+    assert curve.table["kl"].tolist() == everywhere.table["kl"].tolist()
 
 
 def test_the_table_holds_means_with_intervals_and_conventions(model, curve, tmp_path):
@@ -352,8 +352,18 @@ def test_the_command(tmp_path):
     assert plot.stat().st_size > 5000
 
 
-def test_the_command_steers_at_named_spans():
-    arguments = ["--task", "agreement_simple", "--latent", "resid.2/latent.722@nowhere",
-                 "--prompts", "2", "--device", "cpu"]  # fmt: skip
-    with pytest.raises(UserError, match="no span 'nowhere'"):
-        CliRunner().invoke(command, arguments, catch_exceptions=False)
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (["--latent", "resid.2/latent.722@nowhere"], "no span 'nowhere'"),
+        (["--latent", "resid.2/latent.722", "--generate", "the blorp"], "does not know 'blorp'"),
+        (["--latent", "mlp.3/latent.901"], "is on nowhere on the 2 prompts"),
+        (["--latent", "mlp.3/latent.901", "--scale", "1", "--scale", "2"], "for 1 latents"),
+    ],
+)
+def test_the_command_tells_mistakes_before_it_prints(change, told):
+    arguments = ["--task", "agreement_simple", "--prompts", "2", "--device", "cpu", *change]
+    result = CliRunner().invoke(command, arguments)
+    assert isinstance(result.exception, UserError)
+    assert told in str(result.exception)
+    assert not result.output
