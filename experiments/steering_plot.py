@@ -25,12 +25,12 @@ def steering_figure(curve: SteeringCurve) -> Figure:
         f"{shown}, downstream {curve.conventions['downstream']}", fontsize=10, parse_math=False
     )
     low, high = _curve(left, curve, "response", "low", "high", "random")
-    left.set_ylabel(f"{curve.conventions['metric']}, mean over {len(curve.responses)} prompts")
+    left.set_ylabel(f"{curve.conventions['metric']},\nmean over {len(curve.responses)} prompts")
     if not isnan(curve.attributed):
         _foretold(left, curve)
         left.set_ylim(low, high)  # the line may leave the panel
     _curve(right, curve, "kl", "kl_low", "kl_high", "random_kl")
-    right.set_ylabel(f"KL(clean || steered) on {curve.n_neutral} neutral texts, nats")
+    right.set_ylabel(f"KL(clean || steered), nats,\nmean over {curve.n_neutral} neutral texts")
     for axes in (left, right):
         axes.set_xlabel(f"dose, in multiples of the latent's {curve.conventions['unit']}")
     handles, labels = left.get_legend_handles_labels()
