@@ -151,7 +151,7 @@ def steer(
         nodes: Latents: `mlp.3/latent.901` at every position but BOS, `mlp.3/latent.901@subject` at
             the positions of a span.
         metric: From a prompt to its metric.
-        doses: Multiples of each latent's scale; at 0 nothing is changed.
+        doses: Multiples of each latent's scale; 0, the clean model, is always among them.
         scales: For each latent, in units of its activation; negative ones lower it at positive
             doses. By default its largest activation on the prompts, at any position.
         spans: The spans that `nodes` name.
@@ -169,8 +169,9 @@ def steer(
             on nowhere, or no neutral texts.
     """
     nodes = steered_nodes(model, nodes)
-    doses = tuple(sorted(checked_numbers(doses, "a dose of")))
+    doses = checked_numbers(doses, "a dose of")
     _check(prompts, nodes, doses, spans, n_random)
+    doses = tuple(sorted({0.0, *doses}))
     check_convention(downstream)
     check_batch_size(batch_size)
     texts = _neutral_texts(model, neutral, seed)

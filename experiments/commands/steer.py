@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dose", "doses", type=float, multiple=True, metavar="X",
     help="In multiples of each latent's largest activation on the prompts. May be repeated; by "
-    "default -4, -2, -1, -0.5, 0, 0.5, 1, 2 and 4.",
+    "default -4, -2, -1, -0.5, 0.5, 1, 2 and 4. 0 is always among them.",
 )  # fmt: skip
 @click.option(
     "--scale", "scales", type=float, multiple=True, metavar="X",
