@@ -1,44 +1,81 @@
-"""Ablation studies that test a graph, gates for dictionaries, tasks, and the command line."""
+"""Studies that test a graph by ablation, data sets, tasks, gates, and the command line."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from experiments.ablation import AblationRow, Ablations, ablate_each
-    from experiments.faithfulness import CircuitScore, FaithfulnessCurve, faithfulness_curve
+    from experiments.attribution_accuracy import AttributionReport, attribution_report
+    from experiments.comparison import CrossTask, Overlap, circuit_overlap, cross_task
+    from experiments.edges import (
+        EdgeKnockouts,
+        PathPatch,
+        edge_knockout,
+        path_patch,
+        strongest_paths,
+    )
+    from experiments.faithfulness import faithfulness_curve
+    from experiments.faithfulness_result import CircuitScore, FaithfulnessCurve
     from experiments.gates import GateReport, GateRow, check_dictionaries
+    from experiments.kinds_compared import KindsCompared, compare_kinds
+    from experiments.latent_table import AblationTable, ablation_table
     from experiments.planning import Plan, plan
+    from experiments.pooled_circuit import DatasetCircuit, dataset_circuit
     from experiments.tasks import TASKS, Task
 
 __all__ = [
     "TASKS",
     "AblationRow",
+    "AblationTable",
     "Ablations",
+    "AttributionReport",
     "CircuitScore",
+    "CrossTask",
+    "DatasetCircuit",
+    "EdgeKnockouts",
     "FaithfulnessCurve",
     "GateReport",
     "GateRow",
+    "KindsCompared",
+    "Overlap",
+    "PathPatch",
     "Plan",
     "Task",
     "ablate_each",
+    "ablation_table",
+    "attribution_report",
     "check_dictionaries",
+    "circuit_overlap",
+    "compare_kinds",
+    "cross_task",
+    "dataset_circuit",
+    "edge_knockout",
     "faithfulness_curve",
+    "path_patch",
     "plan",
+    "strongest_paths",
 ]
 
-_HOMES = {
-    **dict.fromkeys(("TASKS", "Task"), "experiments.tasks"),
-    **dict.fromkeys(("AblationRow", "Ablations", "ablate_each"), "experiments.ablation"),
-    **dict.fromkeys(
-        ("CircuitScore", "FaithfulnessCurve", "faithfulness_curve"), "experiments.faithfulness"
-    ),
-    **dict.fromkeys(("GateReport", "GateRow", "check_dictionaries"), "experiments.gates"),
-    **dict.fromkeys(("Plan", "plan"), "experiments.planning"),
+_NAMES = {
+    "ablation": ("AblationRow", "Ablations", "ablate_each"),
+    "attribution_accuracy": ("AttributionReport", "attribution_report"),
+    "comparison": ("CrossTask", "Overlap", "circuit_overlap", "cross_task"),
+    "edges": ("EdgeKnockouts", "PathPatch", "edge_knockout", "path_patch", "strongest_paths"),
+    "faithfulness": ("faithfulness_curve",),
+    "faithfulness_result": ("CircuitScore", "FaithfulnessCurve"),
+    "gates": ("GateReport", "GateRow", "check_dictionaries"),
+    "kinds_compared": ("KindsCompared", "compare_kinds"),
+    "latent_table": ("AblationTable", "ablation_table"),
+    "planning": ("Plan", "plan"),
+    "pooled_circuit": ("DatasetCircuit", "dataset_circuit"),
+    "tasks": ("TASKS", "Task"),
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: `circuits --help` passes through here and need not wait for torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(f"experiments.{_HOMES[name]}"), name)

@@ -62,7 +62,7 @@ class Overlap(Result):
         return heatmap(grid, self.names, self.names, f"Jaccard index of the first {size} nodes")
 
 
-def overlap(
+def circuit_overlap(
     rankings: Mapping[str, Ranking],
     *,
     sizes: Sequence[int] = (10, 30, 100),

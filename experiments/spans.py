@@ -174,7 +174,8 @@ def by_pattern(
             f"{lost[0]}, {texts[lost[0]]!r}; add a pattern for them or leave them out"
         )
     groups = [name for p in patterns for name in p.groupindex]
-    names = tuple(dict.fromkeys([*groups, REST, *([END] if end else [])]))
+    found: list[str] = [*groups, REST, *([END] if end else [])]
+    names = tuple(dict.fromkeys(found))
     places = [_places(model, match, end) for match in matches if match]
     return Spans(names, tuple(places))
 

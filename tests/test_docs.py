@@ -16,8 +16,9 @@ def blocks(path):
 @pytest.mark.parametrize("path", [p for p in DOCS if blocks(p)], ids=lambda p: p.name)
 def test_python_in_the_docs_runs(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    page = {"__name__": "__main__"}  # a page is read from its top
     for block in blocks(path):
-        exec(compile(block, path.name, "exec"), {"__name__": "__main__"})
+        exec(compile(block, path.name, "exec"), page)
     if path.name == "README.md":
         assert "attributed" in capsys.readouterr().out
         written = {p.name for p in tmp_path.iterdir()}

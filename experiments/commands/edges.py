@@ -58,7 +58,7 @@ def edges(
       circuits edges --task agreement_rc --out edges.csv --out edges.svg
     """
     from attribution import attribute
-    from experiments.edge_knockout import edge_knockout
+    from experiments.edges.knockout import edge_knockout
     from experiments.kinds import kind_named
     from experiments.records import FIGURES, TABLES, check_output
     from experiments.results import layout

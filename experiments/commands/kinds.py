@@ -27,9 +27,9 @@ def kinds(many: Many, names: str, top: int) -> None:
       circuits kinds --task agreement_rc --prompts 20 --top 20
       circuits kinds --task ioi --kinds patch,zero --out kinds.svg
     """
-    from experiments.ablation_table import screen
     from experiments.kinds import kind_named
     from experiments.kinds_compared import compare_kinds
+    from experiments.latent_table import screen
     from experiments.pooled import pooled_effects
     from experiments.results import layout
 

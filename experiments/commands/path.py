@@ -60,11 +60,11 @@ def path(
     from attribution import attribute
     from circuits import UserError, parse_node
     from experiments.commands.edges import check_kind
+    from experiments.edges.patching import path_patch
+    from experiments.edges.strongest import strongest_paths
     from experiments.kinds import kind_named
-    from experiments.paths import path_patch
     from experiments.records import FIGURES, TABLES, check_output
     from experiments.results import layout
-    from experiments.strongest_paths import strongest_paths
     from graphs import AttributionGraph
 
     out = tuple(dict.fromkeys(out))

@@ -32,7 +32,7 @@ def table(many: Many, top: int, every: bool, controls: int) -> None:
       circuits table --task agreement_rc --prompts 20 --top 20
       circuits table --task ioi --kind mean --out ioi_table.csv --out ioi_table.svg
     """
-    from experiments.ablation_table import ablation_table
+    from experiments.latent_table import ablation_table
 
     result = ablation_table(
         many.model,

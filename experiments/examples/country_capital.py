@@ -1,7 +1,7 @@
 """Does the circuit of one task serve another?"""
 
 from circuits import load
-from experiments import TASKS, cross_task, overlap
+from experiments import TASKS, circuit_overlap, cross_task
 from experiments.kinds import patch
 from experiments.methods import Question, method_named
 from experiments.spans import whole
@@ -18,7 +18,7 @@ for name in names:
     rankings[name] = by_effect.rank(question)
     heldout[name] = TASKS[name].prompts("heldout", n=8)
 
-print(overlap(rankings, sizes=[30, 100]).text())
+print(circuit_overlap(rankings, sizes=[30, 100]).text())
 metrics = {name: TASKS[name].metric for name in names}
 crossed = cross_task(model, rankings, heldout, metrics, size=100, n_random=5)
 print(crossed.text())

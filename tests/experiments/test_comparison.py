@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from circuits import Site, UserError, load
-from experiments.comparison import cross_task, overlap
+from experiments.comparison import circuit_overlap, cross_task
 from experiments.faithfulness import faithfulness_curve
 from experiments.kinds import patch
 from experiments.pooled import pooled_effects
@@ -18,7 +18,7 @@ def nodes(*latents):
 
 def test_shared_nodes_are_counted_in_the_first_of_both():
     rankings = {"a": nodes(1, 2, 3, 4), "b": nodes(2, 1, 5, 3), "c": nodes(9, 8, 7, 6)}
-    found = overlap(rankings, sizes=[2, 4, 5]).frame()
+    found = circuit_overlap(rankings, sizes=[2, 4, 5]).frame()
     rows = {(r["circuit"], r["other"], r["size"]): r for r in found.to_dict("records")}
     assert len(rows) == 6  # no ranking has five nodes
     assert rows["a", "b", 2]["jaccard"] == 1
@@ -30,7 +30,7 @@ def test_shared_nodes_are_counted_in_the_first_of_both():
 def test_the_expected_overlap_is_that_of_random_sets():
     rng = np.random.default_rng(0)
     rankings = {name: nodes(*rng.permutation(40).tolist()) for name in ("a", "b")}
-    expected = overlap(rankings, sizes=[12]).frame()["expected_jaccard"].item()
+    expected = circuit_overlap(rankings, sizes=[12]).frame()["expected_jaccard"].item()
     draws = []
     for _ in range(4000):
         first, second = (set(rng.permutation(40)[:12].tolist()) for _ in range(2))
@@ -39,7 +39,7 @@ def test_the_expected_overlap_is_that_of_random_sets():
 
 
 def test_an_overlap_is_drawn_and_written(tmp_path):
-    result = overlap({"a": nodes(1, 2), "b": nodes(2, 3)}, sizes=[1, 2])
+    result = circuit_overlap({"a": nodes(1, 2), "b": nodes(2, 3)}, sizes=[1, 2])
     assert result.plot(tmp_path / "overlap.svg").exists()
     assert "expected jaccard" in result.text()
     assert result.save(tmp_path / "overlap.json").exists()
@@ -51,7 +51,7 @@ def test_an_overlap_is_drawn_and_written(tmp_path):
 )
 def test_what_cannot_be_compared_is_refused(rankings, sizes, says):
     with pytest.raises(UserError, match=says):
-        overlap(rankings, sizes=sizes)
+        circuit_overlap(rankings, sizes=sizes)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ def small(**changes):
         "name": "Two <tasks>",
         "tasks": TASKS_HERE,
         "methods": ("gradient x activation", "random"),
-        "sizes": (10, 100),
+        "sizes": (30, 300),
         "n_prompts": 3,
         "n_heldout": 3,
         "n_random": 2,
@@ -94,7 +94,7 @@ def test_the_summary_is_the_mean_over_seeds(model, tmp_path):
     cells = report.cells
     by_size = [[line["faithfulness"] for line in cell["curve"]] for cell in cells]
     assert by_size[0] != by_size[1]
-    assert [row["F(10)"], row["F(100)"]] == pytest.approx(np.mean(by_size, axis=0).tolist())
+    assert [row["F(30)"], row["F(300)"]] == pytest.approx(np.mean(by_size, axis=0).tolist())
     assert row["area"] == pytest.approx(np.mean([cell["area"] for cell in cells]))
     assert row["seeds"] == 2
 
@@ -118,8 +118,8 @@ def test_the_report_stands_alone_and_says_everything(whole_run):
         assert told in page
     markdown = (folder / "report.md").read_text()
     for row in report.summary().to_dict("records"):
-        assert f"{row['F(100)']:.3f}" in markdown
-        assert f"{row['F(100)']:.3f}" in page
+        assert f"{row['F(300)']:.3f}" in markdown
+        assert f"{row['F(300)']:.3f}" in page
     for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", markdown):
         assert (folder / name).exists()
     assert report.write(folder).exists()  # again

@@ -79,11 +79,10 @@ def test_every_row_of_a_file_is_a_pair_or_told():
 def test_indirect_objects_are_the_name_said_once():
     for name in ("ioi", "ioi/templates"):
         for prompt in load_pairs(name)[:200]:
-            assert prompt.target and prompt.foil and prompt.corrupted
-            other, subject = prompt.target.strip(), prompt.foil.strip()
+            other, subject = str(prompt.target).strip(), str(prompt.foil).strip()
             said = [len(re.findall(rf"\b{x}\b", prompt.text)) for x in (other, subject)]
             assert said == [1, 2]
-            there = [len(re.findall(rf"\b{x}\b", prompt.corrupted)) for x in (other, subject)]
+            there = [len(re.findall(rf"\b{x}\b", str(prompt.corrupted))) for x in (other, subject)]
             assert there == [2, 1]
             assert not re.search(r"\ban? [aeiou]\w* to$", prompt.text.replace(" an ", " - "))
 
@@ -91,10 +90,10 @@ def test_indirect_objects_are_the_name_said_once():
 def test_questions_about_colours_have_the_right_letter():
     for prompt in load_pairs("coloured_objects")[:100]:
         colour = re.match(r"The .+? is (\w+)\.", prompt.text)
-        assert colour and prompt.target and prompt.corrupted
-        assert f"\n{prompt.target.strip()}. {colour[1]}\n" in prompt.text
-        assert f"\n{(prompt.foil or '').strip()}. {colour[1]}\n" in prompt.corrupted
-        assert sorted(prompt.text) == sorted(prompt.corrupted)
+        assert colour
+        assert f"\n{str(prompt.target).strip()}. {colour[1]}\n" in prompt.text
+        assert f"\n{str(prompt.foil).strip()}. {colour[1]}\n" in str(prompt.corrupted)
+        assert sorted(prompt.text) == sorted(str(prompt.corrupted))
 
 
 def test_a_seed_draws_other_pairs():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from experiments.edge_knockout import EdgeKnockouts
+    from experiments.edges.knockout import EdgeKnockouts
 
 GROUPS = {"random": "0.6", "strongest": "#0072b2", "given": "#0072b2"}
 

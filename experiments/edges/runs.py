@@ -15,8 +15,8 @@ from attribution import Metric, Targets
 from attribution.metrics import Score, bind, bind_all, metric_name
 from circuits import Dictionary, ErrorNode, LatentNode, Reference, Site, SplicedModel, set_to
 from circuits.outputs import LAST_LOGITS
-from experiments.edge_choice import Edge, error_values, first_site
-from experiments.held import Held, Seen, Shift, Source, share_removed, shifts, value_in
+from experiments.edges.choice import Edge, error_values, first_site
+from experiments.edges.held import Held, Seen, Shift, Source, share_removed, shifts, value_in
 from experiments.measure import measure
 
 MEASURED = ("pre_activation_change", "activation_change", "jump_leak", "metric_change")

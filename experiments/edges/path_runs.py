@@ -21,7 +21,7 @@ from circuits import (
     TokenNode,
     set_to,
 )
-from experiments.held import Held, Seen, Source, shifts, value_in
+from experiments.edges.held import Held, Seen, Source, shifts, value_in
 from experiments.measure import measure
 
 

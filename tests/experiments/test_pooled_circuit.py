@@ -7,9 +7,9 @@ import pytest
 
 from attribution import logit_diff
 from circuits import Prompt, UserError
-from experiments.dataset_circuit import dataset_circuit
 from experiments.kinds import patch
 from experiments.pooled import measured_effects, pooled_effects
+from experiments.pooled_circuit import dataset_circuit
 from experiments.spans import aligned, by_pattern
 from tests.experiments.test_pooled import PROMPTS, pair
 

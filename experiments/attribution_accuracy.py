@@ -21,7 +21,7 @@ from tqdm import tqdm
 from attribution import Effects, integrated_each, integrated_effects, logit_diff, total_effects
 from attribution.metrics import bind
 from circuits import ErrorNode, LatentNode, Prompt, Reference, Site, SplicedModel, UserError
-from experiments.attribution_report_plot import report_figure
+from experiments.attribution_accuracy_plot import report_figure
 from experiments.kinds import AblationKind, patch
 from experiments.measure import measure
 from experiments.pooled import MetricOf, baseline, changed_to, metric_of_name

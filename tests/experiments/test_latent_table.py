@@ -7,9 +7,9 @@ import pytest
 
 from attribution import logit_diff
 from circuits import Prompt, UserError
-from experiments.ablation_table import ablation_table, matched_controls, screen
 from experiments.kinds import mean_of, patch, resample, zero
 from experiments.kinds_compared import compare_kinds
+from experiments.latent_table import ablation_table, matched_controls, screen
 from experiments.pooled import measured_effects, pairs_of, pooled_effects
 from experiments.spans import aligned
 from tests.experiments.test_pooled import PROMPTS, pair

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from experiments.plots import COLOURS
 
 if TYPE_CHECKING:
-    from experiments.attribution_report import AttributionReport
+    from experiments.attribution_accuracy import AttributionReport
 
 
 def report_figure(report: AttributionReport) -> Figure:

@@ -21,8 +21,8 @@ import numpy as np
 from attribution import integrated_effects, logit_diff
 from attribution.metrics import bind
 from circuits import Prompt, SplicedModel, UserError
-from experiments.ablation_table_plot import table_figure
 from experiments.kinds import AblationKind, patch
+from experiments.latent_table_plot import table_figure
 from experiments.pooled import (
     MeasuredEffects,
     MetricOf,

@@ -37,13 +37,13 @@ from circuits.interventions import check_nodes
 from circuits.reference import check_reference
 from circuits.splice import DOWNSTREAM
 from experiments.checks import one_prompt
-from experiments.edge_choice import kept_latents
-from experiments.edge_runs import target_names
-from experiments.held import Held, Source, share_removed, value_in
+from experiments.edges.choice import kept_latents
+from experiments.edges.held import Held, Source, share_removed, value_in
+from experiments.edges.path_runs import Route, Trip, total_effect, travel
+from experiments.edges.runs import target_names
+from experiments.edges.strongest import attributed
 from experiments.kinds import AblationKind, patch
-from experiments.path_runs import Route, Trip, total_effect, travel
 from experiments.results import Result
-from experiments.strongest_paths import attributed
 from graphs import AttributionGraph
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class PathPatch(Result):
 
     def figure(self) -> Figure:
         """Bars: each path, what is left over, and the total."""
-        from experiments.paths_plot import path_figure
+        from experiments.edges.patching_plot import path_figure
 
         return path_figure(self)
 

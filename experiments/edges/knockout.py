@@ -37,9 +37,9 @@ from circuits import (
 from circuits.reference import check_reference
 from circuits.splice import DOWNSTREAM
 from experiments.checks import one_prompt
-from experiments.edge_choice import Edge, choose_edges, kept_latents, mlp_between
-from experiments.edge_runs import MEASURED, Knockout, measure_targets, target_names
-from experiments.held import Held
+from experiments.edges.choice import Edge, choose_edges, kept_latents, mlp_between
+from experiments.edges.held import Held
+from experiments.edges.runs import MEASURED, Knockout, measure_targets, target_names
 from experiments.kinds import AblationKind, zero
 from experiments.results import Result
 from experiments.statistics import agreement
@@ -130,7 +130,7 @@ class EdgeKnockouts(Result):
 
     def figure(self) -> Figure:
         """Weights against changes of pre-activations, and contributions against the metric's."""
-        from experiments.edge_knockout_plot import edge_figure
+        from experiments.edges.knockout_plot import edge_figure
 
         return edge_figure(self)
 

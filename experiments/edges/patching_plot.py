@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from circuits import Node
-    from experiments.paths import PathPatch
+    from experiments.edges.patching import PathPatch
 
 
 def path_figure(result: PathPatch) -> Figure:

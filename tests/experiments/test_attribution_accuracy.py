@@ -15,7 +15,7 @@ from circuits import (
     splice,
 )
 from circuits.interventions import edits
-from experiments.attribution_report import attribution_report
+from experiments.attribution_accuracy import attribution_report
 from experiments.kinds import patch
 from experiments.statistics import agreement
 from tests.experiments.test_pooled import PROMPTS

@@ -16,7 +16,7 @@ from circuits import ErrorNode, LatentNode, LogitNode, Node, Site, TokenNode, Us
 from circuits.active import Active, write_active
 from circuits.reference import Reference
 from circuits.splice import SplicedModel
-from experiments.held import Source
+from experiments.edges.held import Source
 from graphs import AttributionGraph
 from graphs.adjacency import adjacency
 
