@@ -7,6 +7,7 @@ Against any other reference a bias is the same on both sides and counts nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -87,7 +88,7 @@ def integrated_from(
     return replace(freeze, start=start)
 
 
-def _keep(seen: dict[str, Tensor], name: str):
+def _keep(seen: dict[str, Tensor], name: str) -> Callable[[Tensor], None]:
     return lambda x: seen.update({name: x[0]})
 
 
