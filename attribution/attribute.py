@@ -18,7 +18,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from attribution.baseline import integrated_from, values_of
+from attribution.baseline import changes_of, integrated_from
 from attribution.choice import check_latents, given, influential, strongest, within
 from attribution.edges import WORKING_MEMORY, Stretches, direct_effects
 from attribution.effects import Effects, total_effects
@@ -195,7 +195,7 @@ def attribute(
     return Attribution(
         nodes=table.nodes(),
         acts=table.acts(),
-        changes=_changes(table, reference),
+        changes=changes_of(table, reference),
         effects=torch.cat([_node_effects(effects, chosen), scores]),
         edges=edges,
         query_key=query_key,
@@ -268,15 +268,6 @@ def node_table(
         for site, e in effects.sites.items()
     }
     return NodeTable.of(len(effects.token_effect), latents, tuple(names or [effects.metric]))
-
-
-def _changes(table: NodeTable, reference: Reference) -> Tensor:
-    """Of every node, its activation less that in the reference `[n]`; 1 for vectors."""
-    changes = table.acts()
-    for site, here in table.sites.items():
-        off = values_of(reference.trace.sites[site], here.latents)
-        changes[here.latents_at.start : here.latents_at.stop] -= off.cpu()
-    return changes
 
 
 def _node_effects(effects: Effects, chosen: Mapping[Site, Tensor]) -> Tensor:

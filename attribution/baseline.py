@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attribution.adjoints import NormMap
 from attribution.local_pass import LayerMaps, layer_maps, watched
+from attribution.node_table import NodeTable
 from circuits import Dictionary, Reference, Site, SplicedModel
 from circuits.active import Active, write_active
 from circuits.cross_layer import Carried
@@ -40,6 +41,15 @@ def values_of(there: SiteTrace, latents: Active) -> Tensor:
         return torch.zeros(len(wanted), device=wanted.device)
     place = torch.searchsorted(codes, wanted).clamp(max=len(codes) - 1)
     return torch.where(codes[place] == wanted, there.acts.float()[order][place], 0.0)
+
+
+def changes_of(table: NodeTable, reference: Reference) -> Tensor:
+    """Of every node, its activation less that in the reference, `[n]`; 1 for vectors."""
+    changes = table.acts()
+    for site, here in table.sites.items():
+        off = values_of(reference.trace.sites[site], here.latents)
+        changes[here.latents_at.start : here.latents_at.stop] -= off.cpu()
+    return changes
 
 
 def decoded(dictionary: Dictionary, latents: Active, n_pos: int) -> list[Tensor]:
