@@ -120,11 +120,19 @@ class AttentionMap:
 
         `[query, key, d_model]`: zero where the query does not attend.
         """
-        n_heads, n_pos = len(self.pattern), len(change)
-        values = (change @ self.W_V.T.float()).view(n_pos, -1, self.W_O.shape[1] // n_heads)
-        values = values.repeat_interleave(n_heads // values.shape[1], 1)  # [key, head, d_head]
-        weighted = self.pattern.permute(1, 2, 0)[..., None].float() * values
+        weighted = self.pattern.permute(1, 2, 0)[..., None].float() * self._values(change)
         return weighted.flatten(2) @ self.W_O.T.float()
+
+    def heads(self, x: Tensor) -> Tensor:
+        """The heads' outputs `[query, n_heads * d_head]` with another input `x [pos, d_model]`."""
+        mixed = torch.bmm(self.pattern.float(), self._values(x).transpose(0, 1))
+        return mixed.transpose(0, 1).flatten(1)
+
+    def _values(self, x: Tensor) -> Tensor:
+        """Every head's values, `[key, head, d_head]`."""
+        n_heads = len(self.pattern)
+        values = (x @ self.W_V.T.float()).view(len(x), -1, self.W_O.shape[1] // n_heads)
+        return values.repeat_interleave(n_heads // values.shape[1], 1)
 
     def to_heads(self, grad: Adjoint) -> Adjoint:
         """From what is written, `d_model`, to the heads' outputs, `n_heads * d_head`."""
@@ -166,6 +174,7 @@ class MlpMap:
         gate, up: The product's inputs before the activation function, `[pos, d_mlp]`.
         W_gate, W_up: `[d_mlp, d_model]`.
         W_down: `[d_model, d_mlp]`.
+        points, start: Of the rule `integrated`: see `circuits.gated`; `start` `[pos, d_mlp]` each.
     """
 
     rule: str
@@ -175,11 +184,24 @@ class MlpMap:
     W_gate: Tensor
     W_up: Tensor
     W_down: Tensor
+    points: int
+    start: tuple[Tensor, Tensor] | None
 
     def adjoint(self, grad: Adjoint) -> Adjoint:
         """From what the MLP gives to what it reads."""
         gate, up = grad.here(self.gate).float(), grad.here(self.up).float()
-        by_gate, by_up = coefficients(self.rule, self.act, gate, up)
+        start = None if self.start is None else (grad.here(self.start[0]), grad.here(self.start[1]))
+        by_gate, by_up = coefficients(
+            self.rule, self.act, gate, up, points=self.points, start=start
+        )
         product = grad.values @ self.W_down.float()
         values = (product * by_gate) @ self.W_gate.float()
         return grad.map(values + (product * by_up) @ self.W_up.float())
+
+    def inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Gate and up of another input `x [pos, d_model]`, `[pos, d_mlp]` each."""
+        return x @ self.W_gate.T.float(), x @ self.W_up.T.float()
+
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        """What the MLP itself, not made linear, writes with these inputs, `[pos, d_model]`."""
+        return (self.act(gate) * up) @ self.W_down.T.float()

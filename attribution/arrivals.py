@@ -29,9 +29,12 @@ class Arrivals:
     vectors: Tensor
 
     @classmethod
-    def of(cls, cut: LocalPass, memory: int) -> Arrivals | None:
-        """`None` where attention or the embedding is cut, or there is no `memory` for them."""
-        tokens, layer = cut.leaves[None].detach()[0].float(), cut.layers[0]
+    def of(cls, cut: LocalPass, tokens: Tensor, memory: int) -> Arrivals | None:
+        """Of what each token adds, `tokens [pos, d_model]`.
+
+        `None` where attention or the embedding is cut, or there is no `memory` for them.
+        """
+        layer = cut.layers[0]
         n_pos, d_model = tokens.shape
         too_large = 4 * n_pos * n_pos * max(d_model, layer.attention.W_O.shape[1]) > memory
         if (

@@ -5,10 +5,10 @@
 
 Here q is the query at one position and k the key at the other, both rotated by their positions;
 `q_a` is what node a brings to the query, `k_b` what node b brings to the key, each with every other
-spliced site held constant: direct effects as in `attribution.edges`, on every coordinate of a
-vector. The score is the one before Gemma 2's soft-cap. With norms held (patterns below the head are
-held too), no MLP between the nodes and the head or a conserving rule for it, and no biases in the
-model's own maps (Gemma 2 has none), the pairs sum to the score itself.
+spliced site held constant: direct effects as in `attribution.edges`, against zero, on every
+coordinate of a vector. The score is the one before Gemma 2's soft-cap. With norms held (patterns
+below the head are held too), no MLP between the nodes and the head or a conserving rule for it, and
+no biases in the model's own maps (Gemma 2 has none), the pairs sum to the score itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from attribution.attribute import EDGES, check_question, node_table, record
+from attribution.attribute import check_question, edge_rule, node_table, record
 from attribution.choice import strongest
 from attribution.edge_rows import EdgeRows
 from attribution.edges import WORKING_MEMORY, Stretches
@@ -31,6 +31,7 @@ from attribution.metrics import BoundMetric
 from attribution.targets import attention_score, head_of, queries_and_keys
 from circuits import Node, Prompt, SplicedModel, UserError
 from circuits.freeze import Freeze
+from circuits.gated import POINTS
 from circuits.outputs import position
 
 
@@ -82,6 +83,7 @@ def attention_pairs(
     max_latents: int | None = 400,
     norms: str = "frozen",
     mlp: str = "jacobian",
+    points: int = POINTS,
 ) -> AttentionPairs:
     """Decompose one head's score between two positions into pairs of nodes.
 
@@ -96,6 +98,7 @@ def attention_pairs(
             None for all. The others stay in their error nodes, so that sums close.
         norms: Norm scales: `frozen` or `live`.
         mlp: How MLPs between the nodes and the head become linear; see `circuits.gated`.
+        points: Of `mlp="integrated"`.
 
     Raises:
         UserError: no such head or position, a key that the query does not see, or an option
@@ -103,7 +106,7 @@ def attention_pairs(
     """
     metric = attention_score(layer, head, query, key)
     check_question(model, prompt, metric, max_latents)
-    freeze = Freeze.of(attention="frozen", norms=norms, mlp=mlp)
+    freeze = Freeze.of(attention="frozen", norms=norms, mlp=mlp, points=points)
     effects = total_effects(model, prompt, metric)
     coordinates = _coordinates(model, layer, head, query, key)
     kept = node_table(effects, strongest(effects, max_latents), metric)
@@ -116,7 +119,7 @@ def attention_pairs(
     to_query, to_key = brought.chunk(2)  # [d_head, n_nodes] each
     queries, keys = (side.any(0).nonzero()[:, 0] for side in (to_query, to_key))
     nodes = table.nodes()
-    settings = {"norms": norms, "attention": "frozen", "edges": EDGES[mlp]}
+    settings = {"norms": norms, "attention": "frozen", "edges": edge_rule(mlp, points)}
     return AttentionPairs(
         name=metric.name,
         score=effects.value,

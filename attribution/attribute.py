@@ -18,6 +18,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from attribution.baseline import changes_of, integrated_from
 from attribution.choice import check_latents, given, influential, strongest, within
 from attribution.edges import WORKING_MEMORY, Stretches, direct_effects
 from attribution.effects import Effects, total_effects
@@ -25,11 +26,21 @@ from attribution.expectation import Forecast, expected
 from attribution.local_pass import local_pass
 from attribution.metrics import Metric, Score, Targets, bind_all
 from attribution.node_table import NodeTable
-from circuits import LatentNode, Node, Prompt, Reference, Site, SplicedModel, UserError
+from circuits import (
+    LatentNode,
+    Node,
+    Prompt,
+    Reference,
+    Site,
+    SplicedModel,
+    UserError,
+    zero_reference,
+)
 from circuits.active import Active
 from circuits.freeze import LIVE, Freeze
 from circuits.gated import POINTS
 from circuits.memory import parse_bytes
+from circuits.reference import check_reference
 
 VERSIONS = ("gemma-circuits", "torch", "transformers", "transformer-lens")
 """Distributions whose versions are recorded."""
@@ -43,7 +54,11 @@ class Attribution:
         nodes: In topological order: tokens, then site by site bias, latents, errors; logit nodes
             last. An error node also carries the latents of its site and position that were
             left out, so that sums close.
-        acts: A latent's activation, 1 for nodes that are vectors, `[n]`.
+        acts: A latent's activation, 1 for nodes that are vectors, `[n]`; 0 for a latent that only
+            the reference switches on: it is a source, and has no incoming edges.
+        changes: What of `acts` effects and edges are of: a latent's activation less that in the
+            reference (of zero: `acts`), 1 for nodes that are vectors, `[n]`. An edge over its
+            source's change is an edge per unit of activation.
         effects: Total effect on the metric, in its units, `[n]`; of a logit node its value.
         edges: Direct effects, `[target, source]`: on the target latent's pre-activation, or on
             what a logit node stands for. A `scipy.sparse.csr_array` `[n, n]`, float32.
@@ -60,6 +75,7 @@ class Attribution:
 
     nodes: tuple[Node, ...]
     acts: Tensor
+    changes: Tensor
     effects: Tensor
     edges: sparse.csr_array
     query_key: sparse.csr_array | None
@@ -85,6 +101,7 @@ def attribute(
     attention: str = "frozen",
     norms: str = "frozen",
     mlp: str = "jacobian",
+    points: int = POINTS,
     reference: Reference | None = None,
     memory: str | int | None = None,
 ) -> Attribution:
@@ -105,8 +122,8 @@ def attribute(
         metric: What the graph explains: `logit_diff(prompt)`, `top_logits(model, prompt)`, a
             latent, an attention score, or a function of the logits.
         max_latents: How many latents become nodes; None for all that are active.
-        latents: Exactly these become nodes, as far as they are active on the prompt, whatever
-            `max_latents`.
+        latents: Exactly these become nodes, as far as they are active on the prompt (or in the
+            reference), whatever `max_latents`.
         choose: Which `max_latents` they are: those with the largest total `effect`, or those with
             the most `influence` on the output through the edges, found step by step (as
             circuit-tracer does), which takes their edges from all active latents beforehand.
@@ -115,7 +132,10 @@ def attribute(
         norms: Norm scales in the edges: `frozen` or `live`.
         mlp: How MLPs in the edges become linear: `jacobian`, `relp` or `integrated`; see
             `circuits.gated`.
-        reference: Baseline of the effects; zero by default. Edges are against zero.
+        points: Of `mlp="integrated"`: how many there are on the way from the reference.
+        reference: Baseline of effects and edges; zero by default. Against another one a source
+            counts by what it adds on the prompt less what it adds there, biases count nothing, and
+            latents that are off on the prompt but on in the reference are sources too.
         memory: What one batch of targets may take besides the edges, for example `"1GB"`; 256 MB
             by default.
 
@@ -126,8 +146,11 @@ def attribute(
     if choose not in ("effect", "influence"):
         raise UserError(f"choose={choose!r}; choose latents by effect or by influence")
     budget = WORKING_MEMORY if memory is None else parse_bytes(memory)
-    freeze = Freeze.of(attention=attention, norms=norms, mlp=mlp)
+    freeze = Freeze.of(attention=attention, norms=norms, mlp=mlp, points=points)
     ids = model.tokens(prompt)
+    reference = reference or zero_reference(model, prompt)
+    check_reference(model, reference, ids)
+    freeze = integrated_from(model, ids, reference, freeze)
     if latents is not None:
         check_latents(model, ids, latents)
     effects = total_effects(
@@ -145,32 +168,34 @@ def attribute(
     elif choose == "influence" and max_latents is not None:
         every = strongest(effects, None)
         all_nodes = node_table(effects, every, metric)
-        found = influential(Stretches.of(model, all_nodes, cut, budget), weights, max_latents)
-        chosen = within(every, found)
+        stretches = Stretches.of(model, all_nodes, cut, budget, reference)
+        chosen = within(every, influential(stretches, weights, max_latents))
     else:
         chosen = strongest(effects, max_latents)
     table = node_table(effects, chosen, metric)
-    edges = direct_effects(model, table, cut, memory=budget)
+    edges = direct_effects(model, table, cut, reference=reference, memory=budget)
     query_key = None
     if not freeze.attention:  # what is left of the edges once patterns are held
         held = local_pass(model, ids, explained, replace(freeze, attention=True))
-        query_key = edges - direct_effects(model, table, held, memory=budget)
+        query_key = edges - direct_effects(model, table, held, reference=reference, memory=budget)
     settings = {
         "estimator": effects.estimator,
         "downstream": downstream,
         "reference": effects.reference,
         "attention": attention,
         "norms": norms,
-        "edges": EDGES[mlp],
+        "edges": edge_rule(mlp, points),
+        "edge_reference": reference.name,
         "max_latents": max_latents if latents is None else None,
         "choose": "given" if latents is not None else choose,
-        "latents_active": sum(int((site.acts != 0).sum()) for site in effects.sites.values()),
+        "latents_active": sum(len(site.pos) for site in effects.sites.values()),
         "latents_chosen": sum(int(mask.sum()) for mask in chosen.values()),
     }
     scores = cut.scores.detach().float().cpu()
     return Attribution(
         nodes=table.nodes(),
         acts=table.acts(),
+        changes=changes_of(table, reference),
         effects=torch.cat([_node_effects(effects, chosen), scores]),
         edges=edges,
         query_key=query_key,
@@ -190,6 +215,7 @@ def forecast(
     attention: str = "frozen",
     norms: str = "frozen",
     mlp: str = "jacobian",
+    points: int = POINTS,
     memory: str | int | None = None,
 ) -> Forecast:
     """How long the edges between the strongest latents will take, and how much room.
@@ -203,19 +229,17 @@ def forecast(
     """
     check_question(model, prompt, metric, max_latents)
     budget = WORKING_MEMORY if memory is None else parse_bytes(memory)
-    freeze = Freeze.of(attention=attention, norms=norms, mlp=mlp)
+    freeze = Freeze.of(attention=attention, norms=norms, mlp=mlp, points=points)
     effects = total_effects(model, prompt, metric)
     table = node_table(effects, strongest(effects, max_latents), metric)
     cut = local_pass(model, model.tokens(prompt), bind_all(metric, model)[0], freeze)
     return expected(Stretches.of(model, table, cut, budget))
 
 
-EDGES = {
-    "jacobian": "local Jacobian",
-    "relp": "RelP",
-    "integrated": f"integrated gradients of MLPs (n={POINTS})",
-}
-"""How edges are made, for records, by the rule for MLPs."""
+def edge_rule(mlp: str, points: int) -> str:
+    """How edges are made, for records, by the rule for MLPs."""
+    names = {"jacobian": "local Jacobian", "relp": "RelP"}
+    return names.get(mlp, f"integrated gradients of MLPs (n={points})")
 
 
 def check_question(model: object, prompt: object, metric: object, max_latents: int | None) -> None:
@@ -259,7 +283,8 @@ def _target_grads(effects: Effects, chosen: Mapping[Site, Tensor]) -> Tensor:
     n_pos = len(effects.token_effect)
     grads = [torch.zeros(n_pos)]
     for site, e in effects.sites.items():
-        grads += [torch.zeros(1), e.grad[chosen[site]], torch.zeros(n_pos)]
+        on = e.acts != 0  # nothing goes on through a latent that is off
+        grads += [torch.zeros(1), (e.grad * on)[chosen[site]], torch.zeros(n_pos)]
     return torch.cat([part.cpu().float() for part in grads])
 
 

@@ -1,5 +1,7 @@
 """Which active latents become nodes of their own; the others stay in their error node.
 
+Those that are off on the prompt and on in the reference are chosen among like any others.
+
 Three ways: those with the largest total effects; those that are named; and those that influence the
 output most, found as circuit-tracer finds them: edges into the most influential latents so far show
 the next ones.
@@ -23,13 +25,10 @@ from circuits.interventions import check_nodes
 
 
 def strongest(effects: Effects, n: int | None) -> dict[Site, Tensor]:
-    """The `n` active latents with the largest effects, all for `None`: a mask `[n]` a site."""
-    active = torch.cat([site.acts != 0 for site in effects.sites.values()])
+    """The `n` latents with the largest effects, all for `None`: a mask `[n]` a site."""
     sizes = torch.cat([site.effect.abs() for site in effects.sites.values()])
-    order = sizes.masked_fill(~active, -1.0).argsort(descending=True, stable=True)
-    n_active = int(active.sum())
-    kept = torch.zeros_like(active)
-    kept[order[: n_active if n is None else min(n, n_active)]] = True
+    kept = torch.zeros_like(sizes, dtype=torch.bool)
+    kept[sizes.argsort(descending=True, stable=True)[:n]] = True
     parts = kept.split([len(site.pos) for site in effects.sites.values()])
     return dict(zip(effects.sites, parts, strict=True))
 
@@ -51,13 +50,13 @@ def check_latents(model: SplicedModel, ids: Tensor, latents: Sequence[LatentNode
 
 
 def given(effects: Effects, latents: Sequence[LatentNode]) -> dict[Site, Tensor]:
-    """Those of `latents` that are active on the prompt: a mask `[n]` a site."""
+    """Those of `latents` that are on, on the prompt or in the reference: a mask `[n]` a site."""
     wanted = {(node.site, node.pos, node.latent) for node in latents}
     masks = {}
     for site, here in effects.sites.items():
         pairs = zip(here.pos.tolist(), here.latent.tolist(), strict=True)
         mask = torch.tensor([(site, *pair) in wanted for pair in pairs], dtype=torch.bool)
-        masks[site] = mask.to(here.acts.device) & (here.acts != 0)
+        masks[site] = mask.to(here.acts.device)
     return masks
 
 
@@ -80,7 +79,7 @@ def influential(stretches: Stretches, weights: Sequence[float], n: int) -> dict[
     A mask `[n]` a site.
 
     Args:
-        stretches: With every active latent as a node.
+        stretches: With every latent as a node.
         weights: Of the logit nodes.
         n: How many; fewer where no more influence the output.
     """
@@ -105,6 +104,7 @@ def influential(stretches: Stretches, weights: Sequence[float], n: int) -> dict[
             for site, nodes in table.sites.items():
                 here = best[(best >= nodes.latents_at.start) & (best < nodes.latents_at.stop)]
                 chosen = torch.from_numpy(here - nodes.latents_at.start)
+                chosen = chosen[torch.isin(chosen, nodes.targets)]
                 stretches.add_latents(rows, site, chosen, bar)
     return {
         site: torch.from_numpy(found[nodes.latents_at.start : nodes.latents_at.stop])

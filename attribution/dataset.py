@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from attribution.attribute import EDGES, attribute, record
+from attribution.attribute import attribute, edge_rule, record
 from attribution.bootstrap import check_n_bootstrap
 from attribution.dataset_choice import choose_edges, choose_latents, each
 from attribution.dataset_tables import DatasetAttribution
@@ -44,6 +44,7 @@ from attribution.prompt_store import PromptStore, digest, fingerprint, open_stor
 from attribution.statistics import statistics
 from circuits import Prompt, Reference, Site, SplicedModel, UserError
 from circuits.freeze import LIVE, Freeze
+from circuits.gated import POINTS
 from circuits.memory import parse_bytes
 
 MetricOf = Callable[[Any], Metric | Targets | Score]
@@ -65,6 +66,7 @@ def attribute_dataset(
     attention: str = "frozen",
     norms: str = "frozen",
     mlp: str = "jacobian",
+    points: int = POINTS,
     reference: ReferenceOf | None = None,
     memory: str | int | None = None,
     path: str | Path | None = None,
@@ -86,8 +88,8 @@ def attribute_dataset(
         max_latents: How many latents become nodes (with `aligned` positions, each at its own
             position), by the mean over prompts of the absolute effect.
         max_edges: How many edges are reported, by the same of the edge; 0 computes none.
-        downstream, attention, norms, mlp, memory: As in `attribute`.
-        reference: From a prompt to the baseline of its effects; zero by default.
+        downstream, attention, norms, mlp, points, memory: As in `attribute`.
+        reference: From a prompt to the baseline of its effects and edges; zero by default.
         path: A folder for what was computed of each prompt. A run with the same folder and settings
             goes on where an earlier one stopped, also with other prompts, metrics, or choices of
             nodes. Metrics and references are known by their names alone: give a new folder where
@@ -104,7 +106,7 @@ def attribute_dataset(
         parse_bytes(memory)  # refuse it now, not at the first edge
     check_convention(downstream)
     check_n_bootstrap(n_bootstrap)
-    freeze = Freeze.of(attention=attention, norms=norms, mlp=mlp)
+    freeze = Freeze.of(attention=attention, norms=norms, mlp=mlp, points=points)
     n_pos = _common_length(model, prompts, positions)
     how = {"downstream": downstream, "attention": attention, "norms": norms, "mlp": mlp}
     run = _Run(
@@ -114,13 +116,15 @@ def attribute_dataset(
         reference=reference or (lambda prompt: None),
         space=Space(_d_sae(model), n_pos, _name(metric)),
         freeze=LIVE if downstream == "recompute" else freeze,
-        options={**how, "memory": memory},
+        options={**how, "points": points, "memory": memory},
     )
+    against = _reference_name(reference, prompts[0])
     settings = {
         "estimator": GRADIENT_X_ACTIVATION,
         **how,
-        "reference": _reference_name(reference, prompts[0]),
-        "edges": EDGES[mlp],
+        "reference": against,
+        "edges": edge_rule(mlp, points),
+        "edge_reference": against,
     }
     told = record(model, "", _name(metric), settings)
     bootstrap = {"n_bootstrap": n_bootstrap, "seed": seed}

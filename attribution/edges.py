@@ -8,6 +8,10 @@
 3. *One product a position*: `acts . W_dec[source] . J^T . W_enc[:, target]`; errors and tokens with
    their vectors in the place of `acts . W_dec`, biases with `b_dec`, summed over positions.
 
+Against a reference, `acts` and the vectors are what they are on the prompt less what they are
+there, and biases count nothing (`attribution.baseline`). A latent that is off on the prompt and on
+in the reference is a source; it is no target, for nothing goes on through a latent that is off.
+
 A target's gradient never travels beyond its direct predecessors, nor to positions after its own.
 """
 
@@ -31,7 +35,7 @@ from attribution.expectation import expected
 from attribution.local_pass import LocalPass
 from attribution.node_table import NodeTable
 from attribution.sources import Piece, Readers, Sources, find_sources
-from circuits import Site, SplicedModel
+from circuits import Reference, Site, SplicedModel
 from circuits.memory import halving
 
 WORKING_MEMORY = 2**28
@@ -42,32 +46,38 @@ LARGE = 5000
 
 
 def direct_effects(
-    model: SplicedModel, table: NodeTable, cut: LocalPass, *, memory: int = WORKING_MEMORY
+    model: SplicedModel,
+    table: NodeTable,
+    cut: LocalPass,
+    *,
+    reference: Reference | None = None,
+    memory: int = WORKING_MEMORY,
 ) -> sparse.csr_array:
     """The edges between the nodes of `table`, `[target, source]`, float32.
 
     Entry `[t, s]` is the direct effect of node `s` on the pre-activation of latent `t`, or on what
-    is explained if `t` is a logit node. The entry of a latent and its own site's bias is `b_enc`.
-    Exact zeros are not stored.
+    is explained if `t` is a logit node. Against zero, the entry of a latent and its own site's bias
+    is `b_enc`. Exact zeros are not stored.
 
     Args:
         model: The spliced model.
         table: Every token, bias and error node of the prompt, the chosen latents, logit nodes.
         cut: From `local_pass`.
+        reference: What edges are against; zero by default.
         memory: Bytes that one batch of targets may take, besides the edges themselves. A batch for
             which there is no memory is halved; the edges stay what they are.
 
     Raises:
         UserError: there is not enough memory for a single target.
     """
-    stretch = Stretches.of(model, table, cut, memory)
+    stretch = Stretches.of(model, table, cut, memory, reference)
     rows = EdgeRows(len(table))
-    n_latents = sum(len(nodes.latents_at) for nodes in table.sites.values())
+    n_latents = sum(len(nodes.targets) for nodes in table.sites.values())
     told = n_latents >= LARGE and sys.stderr.isatty()
     label = f"edges, {expected(stretch)}" if told else "edges"
     with tqdm(total=n_latents, desc=label, unit="latent", disable=None, delay=1, leave=None) as bar:
         for site, nodes in table.sites.items():
-            stretch.add_latents(rows, site, torch.arange(len(nodes.latents_at)), bar)
+            stretch.add_latents(rows, site, nodes.targets, bar)
     stretch.add_logits(rows)
     return rows.matrix()
 
@@ -92,10 +102,17 @@ class Stretches:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: SplicedModel, table: NodeTable, cut: LocalPass, memory: int) -> Stretches:
+    def of(
+        cls,
+        model: SplicedModel,
+        table: NodeTable,
+        cut: LocalPass,
+        memory: int,
+        reference: Reference | None = None,
+    ) -> Stretches:
         """Reads each dictionary once."""
-        sources, readers = find_sources(model, table, cut)
-        arrivals = Arrivals.of(cut, memory // 4)
+        sources, readers = find_sources(model, table, cut, reference)
+        arrivals = Arrivals.of(cut, torch.cat(sources[None].vectors), memory // 4)
         past_attention = {} if arrivals is None else {ARRIVED: arrivals}
         return cls(table, cut, {**sources, **past_attention}, readers, memory)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from attribution.baseline import integrated_from, unless_zero
 from attribution.gradients import gradients
 from attribution.metrics import Metric, Score, Targets, bind, metric_name
 from circuits import (
@@ -54,9 +55,9 @@ class SiteEffects:
             later one that a cross-layer transcoder writes to, `[1 + n_later, n]`.
         error: What the site writes less what is decoded there, `[pos, d_out]`.
         error_effect: `[pos]`.
-        bias_effect: Of the decoder's bias, over all positions, against zero; with `freeze` also of
-            the encoder's, through the active latents (with `recompute` it has none: the error
-            takes up what it changes).
+        bias_effect: Of the decoder's bias, over all positions; with `freeze` also of the encoder's,
+            through the active latents (with `recompute` it has none: the error takes up what it
+            changes). Against another reference than zero it is 0: a constant has no difference.
         grad_output: The gradient with respect to what the site writes, `[pos, d_out]`.
     """
 
@@ -165,7 +166,8 @@ def total_effects(
         downstream: `recompute` (default) predicts ablation in the real model; `freeze` is what
             sums over the paths of the graph.
         reference: The baseline; zero by default.
-        freeze: What gradients treat as constant; nothing by default.
+        freeze: What gradients treat as constant; nothing by default. With the rule `integrated`,
+            MLPs are integrated from the reference.
 
     Raises:
         UserError: an unknown convention, or a metric that gives no gradient.
@@ -173,6 +175,7 @@ def total_effects(
     ids = model.tokens(prompt)
     reference = reference or zero_reference(model, prompt)
     check_reference(model, reference, ids)
+    freeze = integrated_from(model, ids, reference, freeze)
     result = gradients(model, ids, bind(metric, model), downstream=downstream, freeze=freeze)
     reads = model.reads(ids)
     grads = {site: grad[0].float() for site, grad in result.grads.items()}
@@ -249,6 +252,8 @@ def site_effects(
     bias_effect = (grad[reads[0]] @ dictionary.b_dec.float()).sum()
     if downstream == "freeze":
         bias_effect += (latent_grad * dictionary.b_enc[latents.latent].float())[on != 0].sum()
+    if unless_zero(reference) is not None:
+        bias_effect *= 0
     return SiteEffects(
         pos=latents.pos,
         latent=latents.latent,

@@ -6,8 +6,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from circuits.memory import show_bytes
 
 if TYPE_CHECKING:
@@ -44,9 +42,10 @@ def expected(stretches: Stretches) -> Forecast:
     """The forecast for all latents of `stretches`; takes a small part of that time."""
     edges, seconds = 0.0, 0.0
     for site, nodes in stretches.table.sites.items():
-        n = len(nodes.latents_at)
+        targets = nodes.targets
+        n = len(targets)
         first = max(0, (n - SAMPLE) // 2)  # in the middle: work and edges grow with the position
-        sample = torch.arange(first, min(n, first + SAMPLE))
+        sample = targets[first : first + SAMPLE]
         start = time.perf_counter()
         n_values = sum(
             piece.values.numel()
@@ -56,5 +55,5 @@ def expected(stretches: Stretches) -> Forecast:
         if n:
             seconds += (time.perf_counter() - start) * n / len(sample)
             edges += n_values * n / len(sample)
-    n_latents = sum(len(nodes.latents_at) for nodes in stretches.table.sites.values())
+    n_latents = sum(len(nodes.targets) for nodes in stretches.table.sites.values())
     return Forecast(n_latents, round(edges), seconds, round(BYTES * edges) + stretches.memory)

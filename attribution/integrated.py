@@ -65,9 +65,9 @@ def integrated_effects(
             `[batch, pos, vocab]` to `[batch]`.
         n: Points on the way (midpoint rule).
         downstream: `recompute` or `freeze`.
-        reference: The baseline; zero by default. Decoder biases stay (their effect is given by
-            the mean gradient, and is not part of the sum above), and so does what a skip
-            connection writes.
+        reference: The baseline; zero by default. Decoder biases stay (against zero their effect is
+            given by the mean gradient, and is not part of the sum above), and so does what a
+            skip connection writes.
 
     Raises:
         UserError: `n` below 1, an unknown convention, or a metric that gives no gradient.

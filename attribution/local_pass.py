@@ -107,11 +107,11 @@ def local_pass(
             freeze=freeze,
             embedding=cut(None),
             output=tuple(metric.output for metric in explained),
-            watch={name: keep(name) for name in _watched(model)},
+            watch={name: keep(name) for name in watched(model)},
         )
         values = [checked(metric(out), 1) for metric, out in zip(explained, outputs, strict=True)]
         scores = torch.cat(values)
-    layers = tuple(_maps(model, layer, seen, freeze) for layer in range(model.n_layers))
+    layers = tuple(layer_maps(model, layer, seen, freeze) for layer in range(model.n_layers))
     return LocalPass(inputs, leaves, scores, reads[0], freeze, layers)
 
 
@@ -124,14 +124,17 @@ NORMS = {
 """TransformerLens' names of a layer's norms."""
 
 
-def _watched(model: SplicedModel) -> list[str]:
+def watched(model: SplicedModel) -> list[str]:
     """The hook points that the maps are made from."""
     norms = [f"{name}.hook_in" for name in model.family.norms_of(model.bridge.original_model)]
     inside = ("attn.hook_pattern", "mlp.gate.hook_out", "mlp.in.hook_out")
     return norms + [f"blocks.{n}.{point}" for n in range(model.n_layers) for point in inside]
 
 
-def _maps(model: SplicedModel, layer: int, seen: Mapping[str, Tensor], freeze: Freeze) -> LayerMaps:
+def layer_maps(
+    model: SplicedModel, layer: int, seen: Mapping[str, Tensor], freeze: Freeze
+) -> LayerMaps:
+    """The maps of one layer, from what a pass has `seen [pos, ...]` at the points `watched`."""
     family, huggingface, block = model.family, model.bridge.original_model, f"blocks.{layer}"
     mlp, weight = family.mlp_of(huggingface, layer), partial(family.weight, huggingface)
     modules = family.norms_of(huggingface)
@@ -158,6 +161,8 @@ def _maps(model: SplicedModel, layer: int, seen: Mapping[str, Tensor], freeze: F
             mlp.gate_proj.weight,
             mlp.up_proj.weight,
             mlp.down_proj.weight,
+            freeze.points,
+            freeze.start.get(layer),
         ),
         W_skip=model.dictionaries[site].W_skip if has_skip else None,
         reads_residual=summary is not None and summary.reads_residual,

@@ -18,7 +18,7 @@ class SiteNodes:
 
     Attributes:
         bias_at: Index of the bias node among all nodes.
-        latents: By ascending position.
+        latents: By ascending position; those that only a reference switches on have acts of 0.
         n_pos: Number of positions.
     """
 
@@ -30,6 +30,11 @@ class SiteNodes:
     def latents_at(self) -> range:
         """Indices of the latents."""
         return range(self.bias_at + 1, self.bias_at + 1 + len(self.latents.pos))
+
+    @property
+    def targets(self) -> Tensor:
+        """Which of the latents are on, `[k]`, on the CPU: the others are sources alone."""
+        return self.latents.acts.nonzero()[:, 0].cpu()
 
     @property
     def errors_at(self) -> range:

@@ -196,11 +196,11 @@ def error_values(keys: Keys, arrays: Mapping[str, np.ndarray]) -> dict[Site, np.
 
 
 def chosen_latents(keys: Keys, arrays: Mapping[str, np.ndarray]) -> list[LatentNode]:
-    """The chosen latents that are active on one prompt, in order."""
+    """The chosen latents that are on, on one prompt or in its reference, in order."""
     nodes = []
     for site, chosen in keys.chosen.items():
         latent, pos = arrays[f"{site}/latent"], arrays[f"{site}/pos"]
-        wanted = find(chosen, keys.space.code(site, latent, pos))[1] & arrays[f"{site}/active"]
+        wanted = find(chosen, keys.space.code(site, latent, pos))[1]
         pairs = zip(latent[wanted].tolist(), pos[wanted].tolist(), strict=True)
         nodes += [LatentNode(site, number, at) for number, at in pairs]
     return nodes

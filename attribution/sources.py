@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from attribution.adjoints import Adjoint
+from attribution.baseline import active_in, decoded, unless_zero, values_of
 from attribution.local_pass import LocalPass
 from attribution.node_table import NodeTable, SiteNodes
-from circuits import Dictionary, Site, SplicedModel
-from circuits.active import constant, write_active, write_later
+from circuits import Dictionary, Reference, Site, SplicedModel
+from circuits.active import Active, constant
 from circuits.cross_layer import Carried
+from circuits.trace import SiteTrace
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,8 @@ class Sources:
 
     Attributes:
         vectors: Those of each position, `[n, d]`: `acts . W_dec` of the latents of each of
-            `writers`, then the error (or the embedding), then `b_dec` where the dictionary reads.
+            `writers`, then the error (or the embedding), then `b_dec` where the dictionary reads;
+            all less what they are in the reference.
         writers: The latents that write there, site by site: none at the embedding, several sites'
             where cross-layer transcoders of lower layers write too.
         errors_at: Indices of the errors, or of the tokens.
@@ -124,7 +127,7 @@ class Readers:
     Attributes:
         nodes: Which they are.
         reads: Their columns of the encoder, `[n, d_in]`, in the dictionary's dtype.
-        biases: Their encoder biases, `[n]`, float32.
+        biases: Their encoder biases, `[n]`, float32; against a reference zeros.
     """
 
     nodes: SiteNodes
@@ -133,41 +136,59 @@ class Readers:
 
 
 def find_sources(
-    model: SplicedModel, table: NodeTable, cut: LocalPass
+    model: SplicedModel, table: NodeTable, cut: LocalPass, reference: Reference | None = None
 ) -> tuple[dict[Site | None, Sources], dict[Site, Readers]]:
     """Sources leaf by leaf and readers site by site; each dictionary is read once.
 
     An error's vector is what the site writes less its bias, its skip connection and the latents
     *that are nodes*: latents left out of the graph are carried by their error node, so that sums
-    close.
+    close. Against a reference, that less the same there.
     """
+    reference = unless_zero(reference)
     embedding = cut.leaves[None].detach()[0].float()
+    if reference is not None:
+        embedding = embedding - reference.trace.embedding.float()
     sources: dict[Site | None, Sources] = {
         None: Sources(list(embedding.split(1)), (), range(table.n_pos), None)
     }
     readers = {}
-    decoded = Carried()
+    carried = Carried()
     written: dict[Site, list[Tensor]] = {site: [] for site in table.sites}
     writers: dict[Site, list[Writers]] = {site: [] for site in table.sites}
     for site, nodes in table.sites.items():
         dictionary, latents = model.dictionaries[site], nodes.latents
+        there = None if reference is None else reference.trace.sites[site]
+        if there is not None:
+            change = latents.acts.float() - values_of(there, latents)
+            latents = Active(latents.pos, latents.latent, change)
         counts = torch.bincount(latents.pos, minlength=table.n_pos)
         here = Writers([0, *counts.cumsum(0).tolist()], nodes.latents_at)
-        for there, W_dec in zip(model.writes_to(site), dictionary.decoders, strict=True):
-            writers[there].append(here)
-            written[there].append(W_dec[latents.latent].float() * latents.acts.float()[:, None])
-        own, _ = write_active(dictionary.W_dec, latents, table.n_pos)
-        total = decoded.up(site, own, write_later(dictionary, latents, table.n_pos))
-        error, bias = _left(dictionary, total, cut, site)
+        for leaf, W_dec in zip(model.writes_to(site), dictionary.decoders, strict=True):
+            writers[leaf].append(here)
+            written[leaf].append(W_dec[latents.latent].float() * latents.acts.float()[:, None])
+        own, *later = _explained(dictionary, latents, there, table.n_pos)
+        error, bias = _left(dictionary, carried.up(site, own, later), cut, site)
+        b_enc = dictionary.b_enc[latents.latent].float()
+        if there is not None:  # a constant has no difference
+            error, bias, b_enc = error - there.error.float(), bias * 0, b_enc * 0
         sources[site] = Sources(
             _by_position(writers[site], written.pop(site), error, bias),
             tuple(writers[site]),
             nodes.errors_at,
             nodes.bias_at,
         )
-        chosen = latents.latent
-        readers[site] = Readers(nodes, dictionary.W_enc.T[chosen], dictionary.b_enc[chosen].float())
+        readers[site] = Readers(nodes, dictionary.W_enc.T[latents.latent], b_enc)
     return sources, readers
+
+
+def _explained(
+    dictionary: Dictionary, change: Active, there: SiteTrace | None, n_pos: int
+) -> list[Tensor]:
+    """What the nodes bring to each leaf, and all latents of the reference, `[pos, d]` each."""
+    nodes = decoded(dictionary, change, n_pos)
+    if there is None:
+        return nodes
+    return [a + b for a, b in zip(nodes, decoded(dictionary, active_in(there), n_pos), strict=True)]
 
 
 def _left(

@@ -5,15 +5,15 @@ The forward pass is bit for bit the same; only what gradients see changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from circuits.errors import UserError
 from circuits.families import Family, family_of
-from circuits.gated import RULES, coefficients
+from circuits.gated import POINTS, RULES, coefficients
 
 ForwardHook = tuple[str, Callable[..., Any]]
 
@@ -28,25 +28,34 @@ class Freeze:
         norms: The scale `rsqrt(mean(x²) + eps)` of every norm: a norm is then a linear map.
         mlp: The rule by which a gated MLP becomes linear: `jacobian`, `relp` or `integrated`; see
             `circuits.gated`.
+        points: Of the rule `integrated`: how many there are on the way.
+        start: Of the rule `integrated`: by layer, the MLP's gate and up where the way starts,
+            `[pos, d_mlp]` each; at zero where there is none.
     """
 
     attention: bool = False
     norms: bool = False
     mlp: str = "jacobian"
+    points: int = POINTS
+    start: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def of(cls, *, attention: str, norms: str, mlp: str = "jacobian") -> Freeze:
+    def of(
+        cls, *, attention: str, norms: str, mlp: str = "jacobian", points: int = POINTS
+    ) -> Freeze:
         """From the words `frozen` and `live`, and the name of a rule.
 
         Raises:
-            UserError: another word.
+            UserError: another word, or no points.
         """
         for name, word in (("attention", attention), ("norms", norms)):
             if word not in ("frozen", "live"):
                 raise UserError(f"{name}={word!r}; choose frozen or live")
         if mlp not in RULES:
             raise UserError(f"mlp={mlp!r}; choose {', '.join(RULES)}")
-        return cls(attention=attention == "frozen", norms=norms == "frozen", mlp=mlp)
+        if not isinstance(points, int) or points < 1:
+            raise UserError(f"points={points!r}; the rule integrated needs one at least")
+        return cls(attention == "frozen", norms == "frozen", mlp, points)
 
 
 LIVE = Freeze()
@@ -68,12 +77,14 @@ def freeze_hooks(bridge: Any, freeze: Freeze) -> list[ForwardHook]:
         family = family_of(bridge.original_model)
         for layer in range(bridge.cfg.n_layers):
             act = family.mlp_of(bridge.original_model, layer).act_fn
-            hooks += _rule_hooks(f"blocks.{layer}.mlp", act, freeze.mlp)
+            hooks += _rule_hooks(f"blocks.{layer}.mlp", act, freeze, layer)
     return hooks
 
 
-def _rule_hooks(name: str, act: Callable[[Tensor], Tensor], rule: str) -> list[ForwardHook]:
-    """Give the product of gate and up the gradient of `rule` in the place of its own."""
+def _rule_hooks(
+    name: str, act: Callable[[Tensor], Tensor], freeze: Freeze, layer: int
+) -> list[ForwardHook]:
+    """Give the product of gate and up the gradient of a rule in the place of its own."""
     held: dict[str, Tensor] = {}
 
     def keep(part: str) -> Callable[..., None]:
@@ -84,7 +95,14 @@ def _rule_hooks(name: str, act: Callable[[Tensor], Tensor], rule: str) -> list[F
 
     def replace(product: Tensor, hook: Any) -> Tensor:
         gate, up = held.pop("gate"), held.pop("up")
-        by_gate, by_up = coefficients(rule, act, gate.detach().float(), up.detach().float())
+        by_gate, by_up = coefficients(
+            freeze.mlp,
+            act,
+            gate.detach().float(),
+            up.detach().float(),
+            points=freeze.points,
+            start=freeze.start.get(layer),
+        )
         change = by_gate * (gate - gate.detach()) + by_up * (up - up.detach())  # of value zero
         return product.detach() + change.to(product.dtype)
 

@@ -13,6 +13,11 @@ of the product one half (Jafari et al. 2025, arXiv 2508.21258, after layer-wise 
 propagation): the sum is the product itself. `integrated` is the derivative averaged over the way
 from a silent MLP to the prompt, a from 0 to 1, all inputs together (integrated gradients with the
 baseline zero, by Gauss-Legendre quadrature): the sum is the product up to the quadrature's error.
+It may also start at other inputs, `start` with a gate and an up of its own; then
+
+    by_gate (gate - start gate) + by_up (up - start up)
+
+is the product less that at the start.
 """
 
 from collections.abc import Callable
@@ -24,14 +29,28 @@ from torch import Tensor
 RULES = ("jacobian", "relp", "integrated")
 
 POINTS = 10
-"""Points of the quadrature."""
+"""Points of the quadrature, unless another number is asked for."""
 
 
 @torch.no_grad()
 def coefficients(
-    rule: str, act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor, *, points: int = POINTS
+    rule: str,
+    act: Callable[[Tensor], Tensor],
+    gate: Tensor,
+    up: Tensor,
+    *,
+    points: int = POINTS,
+    start: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`by_gate` and `by_up`, shaped like `gate` and `up` `[..., d_mlp]`."""
+    """`by_gate` and `by_up`, shaped like `gate` and `up` `[..., d_mlp]`.
+
+    Args:
+        rule: One of `RULES`.
+        act: The activation function.
+        gate, up: The product's inputs on the prompt.
+        points: Of `integrated`: how many there are on the way.
+        start: Of `integrated`: gate and up where the way starts; zero by default.
+    """
     assert rule in RULES, rule
     if rule == "jacobian":
         return _slope(act, gate) * up, act(gate)
@@ -42,8 +61,12 @@ def coefficients(
     by_gate, by_up = torch.zeros_like(gate), torch.zeros_like(up)
     places, weights = np.polynomial.legendre.leggauss(points)  # on [-1, 1]
     for place, weight in zip((places + 1) / 2, weights / 2, strict=True):
-        by_gate += weight * place * _slope(act, place * gate) * up
-        by_up += weight * act(place * gate)
+        here = place * gate if start is None else place * gate + (1 - place) * start[0]
+        slope = _slope(act, here)
+        by_gate += weight * place * slope * up
+        by_up += weight * act(here)
+        if start is not None:
+            by_gate += weight * (1 - place) * slope * start[1]
     return by_gate, by_up
 
 

@@ -22,11 +22,13 @@ class Adjacency:
         nodes: `n` of them, in topological order.
         matrix: Direct effects `[target, source]`, `[n, n]`, float32 or float64; none is zero.
         weights: Each logit node's part of the output, 1 in all, and 0 for other nodes, `[n]`.
+        off: Latents that only the reference switches on: sources without incoming edges.
     """
 
     nodes: tuple[Node, ...]
     matrix: sparse.csr_array
     weights: np.ndarray
+    off: frozenset[Node] = frozenset()
 
 
 def adjacency(graph: "AttributionGraph | Attribution") -> Adjacency:
@@ -48,7 +50,9 @@ def adjacency(graph: "AttributionGraph | Attribution") -> Adjacency:
         (np.array(weights, float), np.array(targets, int), starts), shape=(len(nodes), len(nodes))
     ).tocsr()
     grads = [graph.digraph.nodes[node]["grad"] for node in nodes]
-    return Adjacency(nodes, _without_zeros(matrix), logit_weights(nodes, np.array(grads, float)))
+    weights = logit_weights(nodes, np.array(grads, float))
+    off = frozenset(node for node, act in graph.digraph.nodes(data="act", default=1.0) if act == 0)
+    return Adjacency(nodes, _without_zeros(matrix), weights, off)
 
 
 def check_graph(graph: object) -> None:
@@ -66,6 +70,7 @@ def _of_attribution(attribution: Attribution) -> Adjacency:
     for name, values in (
         ("edges", matrix.data),
         ("acts", attribution.acts.numpy()),
+        ("changes", attribution.changes.numpy()),
         ("effects", attribution.effects.numpy()),
         ("target_grads", grads),
     ):
@@ -75,7 +80,8 @@ def _of_attribution(attribution: Attribution) -> Adjacency:
                 "check the model's weights and the metric on this prompt"
             )
     nodes = tuple(attribution.nodes)
-    return Adjacency(nodes, _without_zeros(matrix), logit_weights(nodes, grads))
+    off = frozenset(nodes[i] for i in np.flatnonzero(attribution.acts.numpy() == 0))
+    return Adjacency(nodes, _without_zeros(matrix), logit_weights(nodes, grads), off)
 
 
 def _without_zeros(matrix: sparse.csr_array) -> sparse.csr_array:

@@ -3,9 +3,11 @@
 Nodes are named by `str(node)`, in topological order; edges are columns of equal length that refer
 to nodes by their place. Python writes a float with as many digits as bring the same float back.
 
-Schema 2 has two columns more than schema 1, the nodes' `grad` and the edges' `query_key`. Files of
-schema 1 are read: there `grad` is the quotient of an incoming edge's contribution and weight, so
-exact to rounding, and the parts of queries and keys are not known.
+Schema 3 has one column more than schema 2, the nodes' `change`; in files of schema 2, whose edges
+are against zero, it is `act`. Schema 2 has two columns more than schema 1, the nodes' `grad` and
+the edges' `query_key`. Files of schema 1 are read: there `grad` is the quotient of an incoming
+edge's contribution and weight, so exact to rounding, and the parts of queries and keys are not
+known.
 """
 
 import json
@@ -21,8 +23,8 @@ from circuits.nodes import parse_node
 from graphs.graph import AttributionGraph
 
 FORMAT = "gemma-circuits attribution graph"
-SCHEMA = 2
-NODE_COLUMNS = ("act", "effect", "grad", "influence", "label", "measured")
+SCHEMA = 3
+NODE_COLUMNS = ("act", "change", "effect", "grad", "influence", "label", "measured")
 EDGE_COLUMNS = ("weight", "contribution", "query_key")
 OPTIONAL = ("measured", "query_key")
 
@@ -68,7 +70,7 @@ def load(path: str | Path) -> AttributionGraph:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is JSON but no attribution graph; expected what graph.save writes")
     schema = content.get("schema")
-    if schema not in (1, SCHEMA):
+    if schema not in (1, 2, SCHEMA):
         raise UserError(
             f"{path} has schema {schema!r} and this version reads schemas 1 to {SCHEMA}; "
             "trace the prompt again, or read it with the version that wrote it"
@@ -76,6 +78,8 @@ def load(path: str | Path) -> AttributionGraph:
     try:
         if schema == 1:
             content = _from_schema_1(content)
+        if schema < SCHEMA:
+            content = _from_schema_2(content)
         return _from_dict(content)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is damaged ({error}); save the graph again") from None
@@ -140,6 +144,12 @@ def _from_schema_1(content: dict[str, Any]) -> dict[str, Any]:
             grads[target] = contribution / weight
     edges = {**edges, "query_key": [None] * len(edges["weight"])}
     return {**content, "nodes": {**nodes, "grad": grads}, "edges": edges}
+
+
+def _from_schema_2(content: dict[str, Any]) -> dict[str, Any]:
+    """Content of schema 2 with the column of schema 3."""
+    nodes = content["nodes"]
+    return {**content, "nodes": {**nodes, "change": nodes["act"]}}
 
 
 def _checked(names: tuple[str, ...], values: tuple) -> dict[str, Any]:

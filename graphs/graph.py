@@ -26,8 +26,10 @@ class AttributionGraph:
 
     Attributes:
         digraph: Nodes are node objects, stored in topological order. Of each node:
-            `act` (a latent's activation, 1.0 for the others), `effect` (attributed
-            total effect on the metric, in the metric's units), `grad` (the metric's gradient by a
+            `act` (a latent's activation, 1.0 for the others; 0.0 for a latent that only the
+            reference switches on, which has no incoming edges), `change` (what of it effects and
+            edges are of: `act` less the activation in the reference), `effect` (attributed total
+            effect on the metric, in the metric's units), `grad` (the metric's gradient by a
             latent's pre-activation or by a logit node, of which it is the weight; 0.0 for nodes
             that are no targets), `influence` (see `influence`; a pruned graph keeps the numbers of
             the graph it came from), `label` (`str` or `None`) and `measured` (effect found by an
@@ -118,6 +120,7 @@ def assemble(
     grads = attribution.target_grads.double().numpy()[kept]
     columns = {
         "act": attribution.acts.numpy()[kept],
+        "change": attribution.changes.numpy()[kept],
         "effect": attribution.effects.numpy()[kept],
         "grad": grads,
         "influence": influences,

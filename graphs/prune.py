@@ -9,7 +9,8 @@
    without an incoming one, until none is left: what remains is what lies on paths to the output.
 
 These are the steps of circuit-tracer's `prune_graph`. It knows no bias nodes; here they are treated
-as errors are, since both are sources that have no inputs.
+as errors are, since both are sources that have no inputs; and so are latents that are off on the
+prompt and that only the reference switches on.
 """
 
 import dataclasses
@@ -90,7 +91,9 @@ class Part:
 def prune_adjacency(whole: Adjacency, keep_influence: float, keep_edges: float) -> Part:
     """The three steps."""
     always = np.array([isinstance(node, TokenNode | LogitNode) for node in whole.nodes])
-    needs_input = np.array([isinstance(node, LatentNode) for node in whole.nodes])
+    needs_input = np.array(
+        [isinstance(node, LatentNode) and node not in whole.off for node in whole.nodes]
+    )
 
     influences = solve_influence(whole.matrix, whole.weights)
     kept = np.flatnonzero((influences >= _cut(influences, keep_influence)) | always)

@@ -4,7 +4,8 @@ Both are between 0 and 1, and 1 means that no error node matters. They grade the
 prompt; they say nothing about whether an experiment confirms the graph. An `Attribution` has the
 scores of its graph, which need not be built for them.
 
-Biases take their share of their targets' inputs but count neither as errors nor as tokens.
+Biases take their share of their targets' inputs but count neither as errors nor as tokens, and so
+do latents that only the reference switches on.
 """
 
 import math

@@ -133,6 +133,8 @@ def _convention(settings: dict[str, Any] | None) -> str:
     settings = settings or {}
     effects = {name: settings.get(name, "not recorded") for name in ("downstream", "reference")}
     edges = {name: settings.get(name, "not recorded") for name in ("attention", "norms")}
+    if "edge_reference" in settings:
+        edges["reference"] = settings["edge_reference"]
     return (
         f"Effects: {settings.get('estimator', 'estimator not recorded')}, {_settings(effects)}. "
         f"Edges: {settings.get('edges', 'method not recorded')}, {_settings(edges)}."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from experiments.commands.question import Asked, Question, answerable, asks
+from experiments.commands.question import Asked, Question, answerable, asks, reference_named
 
 if TYPE_CHECKING:
     from graphs import AttributionGraph
@@ -51,6 +51,14 @@ GRAPH_FILES = (".html", ".svg", ".png", ".pdf", ".dot", ".json")
     help="How MLPs in the edges become linear.",
 )  # fmt: skip
 @click.option(
+    "--points", type=click.IntRange(min=1), default=10, show_default=True, metavar="N",
+    help="Of --mlp integrated: points on the way from the reference to the prompt.",
+)  # fmt: skip
+@click.option(
+    "--reference", type=click.Choice(["zero", "corrupted"]), default="zero", show_default=True,
+    help="What effects and edges are against: nothing, or the prompt's corrupted partner.",
+)  # fmt: skip
+@click.option(
     "--top", type=click.IntRange(min=1), default=10, show_default=True, metavar="N",
     help="Latents printed.",
 )  # fmt: skip
@@ -70,6 +78,8 @@ def trace(
     attention: str,
     norms: str,
     mlp: str,
+    points: int,
+    reference: str,
     top: int,
     out: tuple[Path, ...],
     force: bool,
@@ -77,9 +87,9 @@ def trace(
     """Attribute the answer to PROMPT to latents, and draw the graph of what moves what.
 
     Every active latent is scored by gradient x activation: how much of the metric would be lost,
-    to first order, if it were off, in the metric's units (logits for a logit difference). Direct
-    effects between the strongest become edges. What is printed and drawn is attributed, not
-    measured: test it with `circuits ablate`.
+    to first order, if it were off (or as in the reference), in the metric's units (logits for a
+    logit difference). Direct effects between the strongest become edges. What is printed and drawn
+    is attributed, not measured: test it with `circuits ablate`.
 
     \b
     Example:
@@ -104,6 +114,8 @@ def trace(
         attention=attention,
         norms=norms,
         mlp=mlp,
+        points=points,
+        reference=reference_named(reference, question),
     )
     graph = AttributionGraph.from_attribution(attribution)
     if question.task:

@@ -40,6 +40,7 @@ def attribution(
     return Attribution(
         nodes=tuple(nodes),
         acts=torch.ones(n) if acts is None else acts,
+        changes=torch.ones(n) if acts is None else acts,
         effects=torch.zeros(n) if effects is None else effects,
         edges=matrix,
         query_key=None,

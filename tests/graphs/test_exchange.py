@@ -130,15 +130,26 @@ def test_damage_is_noticed(tmp_path, edit):
 
 
 def test_another_schema_is_refused(tmp_path):
-    path = change(tmp_path, lambda content: content.__setitem__("schema", 3))
-    with pytest.raises(UserError, match="has schema 3 and this version reads schemas 1 to 2"):
+    path = change(tmp_path, lambda content: content.__setitem__("schema", 4))
+    with pytest.raises(UserError, match="has schema 4 and this version reads schemas 1 to 3"):
         AttributionGraph.load(path)
+
+
+def test_edges_of_a_file_of_the_second_schema_are_against_zero(tmp_path):
+    def as_second(content):
+        content["schema"] = 2
+        content["nodes"].pop("change")
+
+    old = AttributionGraph.load(change(tmp_path, as_second)).digraph
+    for node, attributes in small().digraph.nodes(data=True):
+        assert old.nodes[node] == {**attributes, "change": attributes["act"]}
 
 
 def test_a_file_of_the_first_schema_has_its_gradients_in_its_edges(tmp_path):
     def as_first(content):
         content["schema"] = 1
         content["nodes"].pop("grad")
+        content["nodes"].pop("change")
 
     graph = small()
     old = AttributionGraph.load(change(tmp_path, as_first))
@@ -146,4 +157,4 @@ def test_a_file_of_the_first_schema_has_its_gradients_in_its_edges(tmp_path):
     for node, attributes in graph.digraph.nodes(data=True):
         has_inputs = graph.digraph.in_degree(node) or isinstance(node, LogitNode)
         grad = pytest.approx(attributes["grad"], rel=1e-15) if has_inputs else 0.0
-        assert old.digraph.nodes[node] == {**attributes, "grad": grad}
+        assert old.digraph.nodes[node] == {**attributes, "grad": grad, "change": attributes["act"]}

@@ -30,6 +30,7 @@ def test_nodes_and_edges_carry_the_attributions_numbers():
     latent = graph.digraph.nodes[NODES[2]]
     assert latent == {
         "act": 4.0,
+        "change": 4.0,
         "effect": -3.0,
         "grad": 0.25,
         "influence": 1.0,

@@ -3,6 +3,7 @@ from itertools import pairwise
 import networkx as nx
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -118,6 +119,19 @@ def test_loose_ends_are_removed_again_and_again():
     # edges' scores: 0.6 twice on the strong path, 0.4 twice and at its start 0.2 twice on the other
     kept = prune(graph, keep_influence=1.0, keep_edges=0.8).digraph
     assert set(kept) == {TokenNode(0), TokenNode(1), strong, LogitNode("a")}
+
+
+def test_a_latent_that_only_the_reference_switches_on_is_a_source():
+    """It needs no input to stay, and has its influence as an error has."""
+    off, on = (LatentNode(Site(0, "mlp"), i, 1) for i in range(2))
+    nodes = [TokenNode(0), off, on, LogitNode("a")]
+    edges = {(0, 2): 1.0, (1, 3): 2.0, (2, 3): 1.0}
+    for acts, stays in (([1.0, 0.0, 3.0, 1.0], True), ([1.0, 2.0, 3.0, 1.0], False)):
+        made = attribution(nodes, edges, acts=torch.tensor(acts))
+        for given_graph in (made, AttributionGraph.from_attribution(made)):
+            kept = prune(given_graph, keep_influence=1.0, keep_edges=1.0).digraph
+            assert (off in kept) == stays
+            assert influence(given_graph)[off] == pytest.approx(2 / 3)
 
 
 def test_the_graph_given_is_left_as_it_was_and_attributes_are_carried_over():
