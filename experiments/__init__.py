@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from experiments.ablation import AblationRow, Ablations, ablate_each
     from experiments.attribution_accuracy import AttributionReport, attribution_report
     from experiments.comparison import CrossTask, Overlap, circuit_overlap, cross_task
+    from experiments.drop_one import Minimality, minimality
     from experiments.edges import (
         EdgeKnockouts,
         PathPatch,
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
     from experiments.faithfulness import faithfulness_curve
     from experiments.faithfulness_result import CircuitScore, FaithfulnessCurve
     from experiments.gates import GateReport, GateRow, check_dictionaries
+    from experiments.generation import Generation, generate
     from experiments.kinds_compared import KindsCompared, compare_kinds
     from experiments.latent_table import AblationTable, ablation_table
     from experiments.planning import Plan, plan
     from experiments.pooled_circuit import DatasetCircuit, dataset_circuit
+    from experiments.steering import SteeringCurve, steer
     from experiments.tasks import TASKS, Task
 
 __all__ = [
@@ -36,10 +39,13 @@ __all__ = [
     "FaithfulnessCurve",
     "GateReport",
     "GateRow",
+    "Generation",
     "KindsCompared",
+    "Minimality",
     "Overlap",
     "PathPatch",
     "Plan",
+    "SteeringCurve",
     "Task",
     "ablate_each",
     "ablation_table",
@@ -51,8 +57,11 @@ __all__ = [
     "dataset_circuit",
     "edge_knockout",
     "faithfulness_curve",
+    "generate",
+    "minimality",
     "path_patch",
     "plan",
+    "steer",
     "strongest_paths",
 ]
 
@@ -61,17 +70,19 @@ _NAMES = {
     "attribution_accuracy": ("AttributionReport", "attribution_report"),
     "comparison": ("CrossTask", "Overlap", "circuit_overlap", "cross_task"),
     "edges": ("EdgeKnockouts", "PathPatch", "edge_knockout", "path_patch", "strongest_paths"),
+    "drop_one": ("Minimality", "minimality"),
     "faithfulness": ("faithfulness_curve",),
     "faithfulness_result": ("CircuitScore", "FaithfulnessCurve"),
     "gates": ("GateReport", "GateRow", "check_dictionaries"),
+    "generation": ("Generation", "generate"),
     "kinds_compared": ("KindsCompared", "compare_kinds"),
     "latent_table": ("AblationTable", "ablation_table"),
     "planning": ("Plan", "plan"),
     "pooled_circuit": ("DatasetCircuit", "dataset_circuit"),
+    "steering": ("SteeringCurve", "steer"),
     "tasks": ("TASKS", "Task"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
-
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: `circuits info`, `check`, `trace`, `ablate` and `faithfulness`."""
+"""The command line: `circuits trace`, `ablate`, `table`, `study`, ..."""
 
 from typing import Any
 
@@ -6,8 +6,17 @@ import click
 
 from experiments.commands.ablate import ablate
 from experiments.commands.check import check
+from experiments.commands.circuit import circuit
+from experiments.commands.edges import edges
 from experiments.commands.faithfulness import faithfulness
 from experiments.commands.info import info
+from experiments.commands.kinds import kinds
+from experiments.commands.minimality import minimality
+from experiments.commands.path import path
+from experiments.commands.report import report
+from experiments.commands.steer import steer
+from experiments.commands.study import study
+from experiments.commands.table import table
 from experiments.commands.trace import trace
 
 
@@ -40,8 +49,10 @@ def main() -> None:
 
     A sparse autoencoder at every layer and sublayer splits the model's activations into latents.
     `trace` attributes a metric of the answer to them and draws the graph; `ablate` and
-    `faithfulness` measure whether the graph is right. `info` says what loading a model takes, and
-    `check` whether its dictionaries fit it.
+    `faithfulness` measure whether the graph is right, `edges` and `path` whether its edges are.
+    Over many prompts, with intervals: `table`, `report`, `circuit`, `kinds`, `minimality`, `steer`
+    and, for a grid of them, `study`. `info` says what loading a model takes, and `check` whether
+    its dictionaries fit it.
 
     \b
     Try, without any download:
@@ -50,13 +61,16 @@ def main() -> None:
       circuits trace --task ioi --out ioi.html --out ioi.json
       circuits ablate ioi.json
       circuits faithfulness ioi.json --out ioi_faithfulness.svg
+      circuits table --task agreement_rc --prompts 20 --top 20
 
     Exit codes: 0 done, 1 an unexpected failure (of `check`: a dictionary that does not fit), 2 bad
     input (one sentence says what).
     """
 
 
-for _command in (info, check, trace, ablate, faithfulness):
+_OF_ONE_PROMPT = (trace, ablate, faithfulness, edges, path)
+_OF_MANY_PROMPTS = (table, report, circuit, kinds, minimality, steer, study)
+for _command in (info, check, *_OF_ONE_PROMPT, *_OF_MANY_PROMPTS):
     main.add_command(_command)
 
 

@@ -40,8 +40,8 @@ def minimality(many: Many, size: int, method: str, errors: str, inflations: int)
       circuits minimality --task ioi --downstream freeze --out minimality.csv --out minimality.svg
     """
     from circuits.errors import UserError
+    from experiments.drop_one import minimality as minimality_of
     from experiments.methods import Question, method_named
-    from experiments.minimality import minimality as minimality_of
 
     ranks = method_named(method)
     if not many.others:

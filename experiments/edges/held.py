@@ -19,7 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuits import ErrorNode, LatentNode, Output, Reference, Site, SplicedModel, TokenNode
+from circuits import (
+    ErrorNode,
+    LatentNode,
+    Output,
+    Reference,
+    Site,
+    SplicedModel,
+    TokenNode,
+    UserError,
+)
 from circuits.outputs import LAST_LOGITS
 from circuits.splice import SiteHook
 
@@ -166,6 +175,16 @@ def value_in(reference: Reference, node: Source) -> Tensor:
     if isinstance(node, TokenNode):
         return reference.trace.embedding[node.pos]
     return reference.value(node)
+
+
+def check_against_zero(settings: Mapping[str, Any]) -> None:
+    """Refuse a graph whose edges foretell another change than a share of the source."""
+    against = settings.get("edge_reference", "zero")
+    if against != "zero":
+        raise UserError(
+            f"the graph's edges are against {against}; what they foretell is set beside a "
+            "measurement for edges against zero alone: trace without a reference"
+        )
 
 
 def share_removed(node: Source, clean: Tensor, value: Tensor) -> float:

@@ -38,7 +38,7 @@ from circuits.reference import check_reference
 from circuits.splice import DOWNSTREAM
 from experiments.checks import one_prompt
 from experiments.edges.choice import Edge, choose_edges, kept_latents, mlp_between
-from experiments.edges.held import Held
+from experiments.edges.held import Held, check_against_zero
 from experiments.edges.runs import MEASURED, Knockout, measure_targets, target_names
 from experiments.kinds import AblationKind, zero
 from experiments.results import Result
@@ -277,6 +277,7 @@ def _check_graph(
         raise UserError(
             f"got {type(graph).__name__}; give what attribute(...) returns, or a graph made from it"
         )
+    check_against_zero(graph.provenance.get("settings", {}))
     words = model.words(ids[0])
     if list(graph.words) != words:
         raise UserError(

@@ -38,7 +38,7 @@ from circuits.reference import check_reference
 from circuits.splice import DOWNSTREAM
 from experiments.checks import one_prompt
 from experiments.edges.choice import kept_latents
-from experiments.edges.held import Held, Source, share_removed, value_in
+from experiments.edges.held import Held, Source, check_against_zero, share_removed, value_in
 from experiments.edges.path_runs import Route, Trip, total_effect, travel
 from experiments.edges.runs import target_names
 from experiments.edges.strongest import attributed
@@ -163,6 +163,8 @@ def path_patch(
         raise UserError(f"downstream={downstream!r}; choose {', '.join(DOWNSTREAM)}")
     check_batch_size(batch_size)
     ids, kind = one_prompt(model, prompt), kind or patch()
+    if graph is not None:
+        check_against_zero(graph.provenance.get("settings", {}))
     routes = _routes(model, ids, metric, paths)
     source = routes[0].source
     if isinstance(source, TokenNode) and downstream != "recompute":

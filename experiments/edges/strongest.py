@@ -1,9 +1,10 @@
 """Paths of a graph from a node to what it explains, by what was attributed to them.
 
-    attributed(path) = weight(s -> t1) . weight(t1 -> t2) / act(t1) ... . grad(logit)
+    attributed(path) = weight(s -> t1) . weight(t1 -> t2) / change(t1) ... . grad(logit)
 
-The paths of a graph whose nodes are all active latents sum to the source's total effect with
-`downstream="freeze"`.
+`change` is a latent's activation less that in the reference of the graph's edges: against zero, the
+activation. The paths of a graph whose nodes are all latents that are on sum to the source's total
+effect with `downstream="freeze"`, against that reference.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ def strongest_paths(graph: AttributionGraph, source: Node, n: int = 5) -> list[t
         if isinstance(node, LogitNode):
             best[node] = [(digraph.nodes[node]["grad"], (node,))]
             continue
-        act = 1.0 if node == source else digraph.nodes[node]["act"]
+        change = 1.0 if node == source else digraph.nodes[node]["change"]
         ways = (
-            (edge["weight"] / act * value, (node, *rest))
-            for target, edge in (digraph[node].items() if act else ())
+            (edge["weight"] / change * value, (node, *rest))
+            for target, edge in (digraph[node].items() if change else ())
             for value, rest in best[target]
         )
         best[node] = nlargest(n, ways, key=lambda way: abs(way[0]))
@@ -65,6 +66,6 @@ def attributed(graph: AttributionGraph, path: Sequence[Node]) -> float:
     for i, (source, target) in enumerate(pairwise(path)):
         if not graph.digraph.has_edge(source, target):
             raise UserError(f"the graph has no edge {source} -> {target}; choose among its paths")
-        act = graph.digraph.nodes[source]["act"] if i else 1.0
-        value *= graph.digraph[source][target]["weight"] / act
+        change = graph.digraph.nodes[source]["change"] if i else 1.0
+        value *= graph.digraph[source][target]["weight"] / change
     return value

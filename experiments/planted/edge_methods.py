@@ -27,8 +27,9 @@ GRAPHS: dict[str, dict[str, str]] = {
 def edge_scores(case: Case) -> dict[str, Tensor]:
     """What each method gives each of `case.edges`, `[n]`, by its name; `downstream="freeze"`.
 
-    Against the corrupted prompt, a graph of the clean prompt lacks the latents that are off there;
-    the same graph of the corrupted prompt has them, and both together all of them.
+    Against the corrupted prompt, a graph of the clean prompt has latents that are off there as
+    sources but not as targets; the same graph of the corrupted prompt has them, and both together
+    all edges.
     """
     scores = {"exact knock-out x measured effect": knock_outs(case)}
     partner = _partner(case) if case.reference.name == "corrupted" else None
@@ -111,8 +112,8 @@ def losses(case: Case) -> Tensor:
 def graph_edges(case: Case, choice: Mapping[str, str], *, weighted: bool = True) -> Tensor:
     """The edges of the prompt's graph, `[n]`, each times its target's gradient to the metric.
 
-    A graph's edge is against zero; against another reference it is taken in proportion to what the
-    source loses. 0 where a latent is off on the prompt: the graph does not have it.
+    Edges are against the reference, as effects are. 0 for an edge that the graph does not have: one
+    to a latent that is off on the prompt.
     """
     made = attribute(
         case.model,
@@ -127,13 +128,8 @@ def graph_edges(case: Case, choice: Mapping[str, str], *, weighted: bool = True)
     edges = torch.from_numpy(made.edges.toarray())
     if weighted:
         edges = edges * made.target_grads[:, None]
-    share = torch.where(case.acts == 0, 0, (case.acts - case.baseline) / case.acts)
-    shares = dict(zip(case.nodes, share.tolist(), strict=True))
     return torch.tensor(
-        [
-            edges[place[t], place[s]] * shares[s] if s in place and t in place else 0.0
-            for s, t in case.edges
-        ]
+        [edges[place[t], place[s]] if s in place and t in place else 0.0 for s, t in case.edges]
     )
 
 

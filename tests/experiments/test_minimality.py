@@ -9,9 +9,9 @@ from scipy.stats import binomtest
 from attribution import attribute, logit_diff
 from circuits import Prompt, Site, UserError
 from experiments.circuit_cases import CircuitCases
+from experiments.drop_one import draw_others, minimality, verdicts
 from experiments.faithfulness import faithfulness_curve
 from experiments.kinds import patch
-from experiments.minimality import draw_others, minimality, verdicts
 from experiments.planted import NUMBERS, planted_model, question
 from experiments.planted.model import latent
 from experiments.planted.truth import circuit_nodes

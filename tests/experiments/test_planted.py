@@ -304,7 +304,7 @@ def test_knock_outs_lose_what_the_weights_say(asked):
 
 
 def test_graphs_find_the_edges_of_their_own_prompt(asked, edges_scored):
-    """Against zero all of them; against the partner half: the others are in the partner's graph."""
+    """Against zero all of them; against the partner all but those to latents that are off."""
     for reference, scores in edges_scored.items():
         on = asked["both", reference].edges_on_circuit()
         for name, values in scores.items():
@@ -315,8 +315,8 @@ def test_graphs_find_the_edges_of_their_own_prompt(asked, edges_scored):
             elif reference == "zero" or "both prompts" in name or "knock-out" in name:
                 assert found == score_ranking([1, 0], [True, False])
             else:
-                assert found.recall == 0.5
-                assert found.auroc == 0.75
+                assert found.recall == 0.625  # five of eight: three targets are off
+                assert found.auroc == 0.8125
     assert len(edges_scored["zero"]) == 6
     assert len(edges_scored["corrupted"]) == 10
 

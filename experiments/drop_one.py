@@ -34,8 +34,8 @@ from scipy.stats import binom
 from attribution.gradients import check_batch_size
 from circuits import Reference, SplicedModel, UserError
 from experiments.circuit_question import AnyMetric, AnyNodes, AnyPrompts, CircuitQuestion, Gains
+from experiments.drop_one_plot import minimality_figure
 from experiments.kinds import AblationKind
-from experiments.minimality_plot import minimality_figure
 from experiments.node_codes import Codes
 from experiments.pooled import pairs_of
 from experiments.results import Result

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from experiments.minimality import Minimality
+    from experiments.drop_one import Minimality
 
 DRAWN = 40
 """Nodes in the plot; the table has all."""
