@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.examples import demo
+from experiments.tasks import TASKS
 
 EXAMPLES = Path(demo.__file__).parent
 
@@ -19,6 +20,15 @@ def test_the_first_script_runs(tmp_path, monkeypatch, capsys):
     assert len(lines) == 10
     assert all("attributed" in line and "measured" in line for line in lines)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ioi.html", "ioi_faithfulness.svg"]
+
+
+@pytest.mark.parametrize("name", sorted(set(TASKS) - {"ioi"}))
+def test_each_task_has_a_worked_study(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    assert len(capsys.readouterr().out.splitlines()) > 5
+    plots = [path for path in tmp_path.rglob("*.svg") if path.stat().st_size > 1000]
+    assert plots
 
 
 def test_the_demo_runs_and_runs_again(tmp_path, monkeypatch, capsys):
