@@ -12,13 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from tqdm import tqdm
-
 from attribution import Metric, Targets, total_effects
 from attribution.attribute import record
 from attribution.gradients import check_batch_size
-from attribution.metrics import BoundMetric, Score, bind
+from attribution.metrics import Score, bind
 from circuits import (
     ErrorNode,
     LatentNode,
@@ -29,10 +26,11 @@ from circuits import (
     set_to,
     zero_reference,
 )
-from circuits.interventions import check_nodes, edits
+from circuits.interventions import check_nodes
 from circuits.reference import check_reference
 from circuits.splice import DOWNSTREAM
 from experiments.checks import one_prompt
+from experiments.measure import measure
 from experiments.plots import ablation_figure
 from experiments.results import Result
 from experiments.statistics import pearson
@@ -197,12 +195,13 @@ def ablate_each(
     effects = total_effects(
         model, prompt, metric, downstream=attributed_downstream, reference=reference
     )
-    clean, ablated = _measure(
-        model, ids, bind(metric, model), nodes, reference, downstream, batch_size
+    rows = [[set_to(node, reference.value(node))] for node in nodes]
+    clean, ablated = measure(
+        model, ids, bind(metric, model), rows, downstream=downstream, batch_size=batch_size
     )
     values = Reference("clean", model.trace(ids))
     words = model.words(ids[0])
-    rows = [
+    found = [
         AblationRow(
             node=node,
             word=words[node.pos],
@@ -211,7 +210,7 @@ def ablate_each(
             attributed=math.nan if flat else effects.of(node),
             measured=clean - value,
         )
-        for node, value in zip(nodes, ablated, strict=True)
+        for node, value in zip(nodes, ablated.tolist(), strict=True)
     ]
     settings = {
         "estimator": effects.estimator,
@@ -220,41 +219,9 @@ def ablate_each(
         "reference": reference.name,
     }
     return Ablations(
-        rows=tuple(rows),
+        rows=tuple(found),
         metric=effects.metric,
         clean=clean,
         **settings,
         provenance={**record(model, prompt, effects.metric, settings), "clean": clean},
     )
-
-
-@torch.no_grad()
-def _measure(
-    model: SplicedModel,
-    ids: torch.Tensor,
-    score: BoundMetric,
-    nodes: Sequence[LatentNode | ErrorNode],
-    reference: Reference,
-    downstream: str,
-    batch_size: int,
-) -> tuple[float, list[float]]:
-    """The metric of the clean pass, and of a pass for each node in which it alone is ablated."""
-    how = {
-        "downstream": downstream,
-        "clean_errors": model.errors(ids) if downstream == "freeze" else None,
-        "output": score.output,
-    }
-    clean = score(model.run(ids, **how)).item()
-    ablated = [0.0] * len(nodes)
-    # neighbours share sites, so that a pass goes through few dictionaries
-    order = sorted(range(len(nodes)), key=lambda i: nodes[i].site)
-    with tqdm(total=len(nodes), desc="ablating", unit="node", disable=None, delay=1) as bar:
-        for start in range(0, len(order), batch_size):
-            chunk = order[start : start + batch_size]
-            batch = ids.expand(len(chunk), -1)
-            rows = [[set_to(nodes[i], reference.value(nodes[i]))] for i in chunk]
-            read = model.run(batch, edits(model, batch, rows), **how)
-            for i, value in zip(chunk, score(read).tolist(), strict=True):
-                ablated[i] = value
-            bar.update(len(chunk))
-    return clean, ablated

@@ -11,19 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from attribution.edges import WORKING_MEMORY
 from attribution.metrics import BoundMetric, bind
 from circuits import Prompt, Reference, Site, SplicedModel
-from circuits.memory import parse_bytes
 from circuits.reference import check_reference
 from experiments.circuit_runs import Candidates, run_kept
 from experiments.kinds import AblationKind
 from experiments.node_codes import Codes, NodeCodes
 from experiments.pooled import MetricOf
+from experiments.rows import rows_in
 from experiments.spans import SpanNode, Spans
-
-ROWS = 64
-"""Of one pass where there is memory for them: more are no faster on two CPU cores."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,16 +168,6 @@ class CircuitCases:
             batch_size=batch_size,
             advance=advance,
         )
-
-
-def rows_in(model: SplicedModel, n_pos: int, memory: str | int | None = None) -> int:
-    """How many rows of a prompt one pass has: `ROWS`, or as many as there is memory for, or one.
-
-    One site at a time holds its latents densely: as they come, changed, and chosen from both.
-    """
-    budget = WORKING_MEMORY if memory is None else parse_bytes(memory)
-    widest = max(model.dictionaries.summary(site).d_sae for site in model.sites)
-    return max(1, min(ROWS, budget // (3 * 4 * n_pos * widest)))
 
 
 def _all(size: float) -> bool:

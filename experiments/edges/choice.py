@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 from scipy import sparse
 from torch import Tensor
 
-from attribution import Attribution
+from attribution import Attribution, Metric, Targets
+from attribution.metrics import Score, metric_name
 from circuits import ErrorNode, LatentNode, LogitNode, Node, Site, TokenNode, UserError
 from circuits.active import Active, write_active
 from circuits.reference import Reference
@@ -30,6 +31,7 @@ class Edge:
         target: A latent or a logit node.
         weight: As in the graph.
         grad: The metric's gradient by the target, as in the graph.
+        change: Of the source, what the weight is of: `Attribution.changes`.
         group: `strongest`, `random` or `given`.
     """
 
@@ -37,15 +39,23 @@ class Edge:
     target: LatentNode | LogitNode
     weight: float
     grad: float
+    change: float
     group: str
 
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """Edges, and how many could not be asked about, by why."""
+    """Edges.
+
+    Attributes:
+        edges: In their groups.
+        left_out: How many could not be asked about, by why.
+        drawn_from: How many the random ones are drawn from.
+    """
 
     edges: tuple[Edge, ...]
     left_out: Mapping[str, int]
+    drawn_from: int = 0
 
 
 def choose_edges(
@@ -66,41 +76,87 @@ def choose_edges(
     whole = adjacency(graph)
     matrix = whole.matrix.tocoo()
     targets, sources = matrix.coords
-    grads = target_grads(graph)
+    grads, changes = _of_nodes(graph)
     left_out = _left_out(graph, whole.nodes, sources)
-    groups = {"given": _places(whole.nodes, whole.matrix, edges)} if edges is not None else {}
-    if edges is None:
-        lost = _unknown_errors(graph)
-        usable = np.array(
-            [isinstance(n, Source) and not (lost and isinstance(n, ErrorNode)) for n in whole.nodes]
-        )[sources]
-        to_latent = np.array([isinstance(node, LatentNode) for node in whole.nodes])[targets]
-        size = np.where(usable, np.abs(matrix.data * grads[targets]), -1)
-        strongest = np.argsort(-size, kind="stable")[: min(top, int(usable.sum()))]
-        others = usable & to_latent
-        others[strongest] = False
-        pool = np.flatnonzero(others)
-        drawn = np.random.default_rng(seed).choice(pool, min(n_random, len(pool)), replace=False)
-        groups = {"strongest": strongest, "random": np.sort(drawn)}
-    found = [
-        Edge(
-            whole.nodes[sources[i]],
-            whole.nodes[targets[i]],
-            float(matrix.data[i]),
-            float(grads[targets[i]]),
-            group,
+
+    def found(places: Iterable[int], group: str) -> list[Edge]:
+        return [
+            Edge(
+                whole.nodes[sources[i]],
+                whole.nodes[targets[i]],
+                float(matrix.data[i]),
+                float(grads[targets[i]]),
+                float(changes[sources[i]]),
+                group,
+            )
+            for i in places
+        ]
+
+    if edges is not None:
+        places = _places(whole.nodes, whole.matrix, edges)
+        return Chosen(tuple(found(places, "given")), left_out)
+    usable = _usable(graph, whole.nodes)[sources]
+    size = np.where(usable, np.abs(matrix.data * grads[targets]), -1)
+    strongest = np.argsort(-size, kind="stable")[: min(top, int(usable.sum()))]
+    others = usable & np.array([isinstance(node, LatentNode) for node in whole.nodes])[targets]
+    others[strongest] = False
+    pool = np.flatnonzero(others)
+    drawn = np.random.default_rng(seed).choice(pool, min(n_random, len(pool)), replace=False)
+    every = found(strongest, "strongest") + found(np.sort(drawn), "random")
+    return Chosen(tuple(every), left_out, len(pool))
+
+
+def target_names(metric: Metric | Targets | Score) -> list[str]:
+    """Names of the logit nodes of a graph that explains `metric`."""
+    return (
+        [m.name for m in metric.metrics] if isinstance(metric, Targets) else [metric_name(metric)]
+    )
+
+
+def check_graph_of(
+    model: SplicedModel,
+    ids: Tensor,
+    metric: Metric | Targets | Score,
+    graph: Attribution | AttributionGraph,
+) -> None:
+    """Refuse what is no graph, or one of another prompt or metric."""
+    if not isinstance(graph, Attribution | AttributionGraph):
+        raise UserError(
+            f"got {type(graph).__name__}; give what attribute(...) returns, or a graph made from it"
         )
-        for group, places in groups.items()
-        for i in places
-    ]
-    return Chosen(tuple(found), left_out)
+    words = model.words(ids[0])
+    if list(graph.words) != words:
+        raise UserError(
+            f"the graph is of {' '.join(graph.words)!r} and the prompt is {' '.join(words)!r}; "
+            "give the prompt that the graph is of"
+        )
+    nodes = graph.nodes if isinstance(graph, Attribution) else graph.digraph
+    explained = [node.name for node in nodes if isinstance(node, LogitNode)]
+    strange = set(explained) - set(target_names(metric))
+    if strange:
+        raise UserError(
+            f"the graph explains {sorted(strange)[0]!r} and the metric is "
+            f"{metric_name(metric)!r}; give the metric that the graph was made with"
+        )
 
 
-def target_grads(graph: Attribution | AttributionGraph) -> np.ndarray:
-    """`d metric / d target` of each node, `[n]`."""
+def _of_nodes(graph: Attribution | AttributionGraph) -> tuple[np.ndarray, np.ndarray]:
+    """Of each node `d metric / d target` and the change that edges from it are of, `[n]` each."""
     if isinstance(graph, Attribution):
-        return graph.target_grads.double().numpy()
-    return np.array([values["grad"] for _, values in graph.digraph.nodes(data=True)], float)
+        return graph.target_grads.double().numpy(), graph.changes.double().numpy()
+    grads, changes = (
+        np.array([value for _, value in graph.digraph.nodes(data=name)], float)
+        for name in ("grad", "change")
+    )
+    return grads, changes
+
+
+def _usable(graph: Attribution | AttributionGraph, nodes: Sequence[Node]) -> np.ndarray:
+    """Which nodes can be knocked out, `[n]`: not biases, nor errors that carry who knows what."""
+    unknown = _unknown_errors(graph)
+    return np.array(
+        [isinstance(n, Source) and not (unknown and isinstance(n, ErrorNode)) for n in nodes], bool
+    )
 
 
 def kept_latents(graph: Attribution | AttributionGraph) -> set[LatentNode] | None:

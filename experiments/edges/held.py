@@ -23,11 +23,11 @@ from circuits import (
     ErrorNode,
     LatentNode,
     Output,
+    Prompt,
     Reference,
     Site,
     SplicedModel,
     TokenNode,
-    UserError,
 )
 from circuits.outputs import LAST_LOGITS
 from circuits.splice import SiteHook
@@ -121,9 +121,10 @@ class Held:
             site: self._hold(site, added.get(site, []), places.get(site, ()), seen)
             for site in self.model.sites
         }
-        embedding = lambda read, written: _add(  # noqa: E731
-            self.embedding.expand_as(written), added.get(None, [])
-        )
+
+        def embedding(read: Tensor, written: Tensor) -> Tensor:
+            return _add(self.embedding.expand_as(written), added.get(None, []))
+
         out = self.model.forward(ids, hooks, embedding=embedding, output=output)
         return seen, out
 
@@ -177,27 +178,35 @@ def value_in(reference: Reference, node: Source) -> Tensor:
     return reference.value(node)
 
 
-def check_against_zero(settings: Mapping[str, Any]) -> None:
-    """Refuse a graph whose edges foretell another change than a share of the source."""
-    against = settings.get("edge_reference", "zero")
-    if against != "zero":
-        raise UserError(
-            f"the graph's edges are against {against}; what they foretell is set beside a "
-            "measurement for edges against zero alone: trace without a reference"
-        )
+def foretold_share(node: Source, lost: Tensor, change: float, same: bool) -> float:
+    """By what an edge is multiplied to foretell what its source loses.
 
+    Args:
+        node: The source.
+        lost: Its clean value less what it is set to.
+        change: What of a latent the edge is of: `Attribution.changes`.
+        same: Whether edges and change are against the same reference.
 
-def share_removed(node: Source, clean: Tensor, value: Tensor) -> float:
-    """By what an edge, which is against zero, is multiplied to foretell a change to `value`.
-
-    `(clean - value) / clean` of a latent; 1 where the value is zero; NaN for other vectors, which
-    may change in direction, and for a latent that is off and gets switched on.
+    Returns:
+        1 against the same reference, `lost / change` of a latent against another; NaN for vectors
+        there, which may change in direction.
     """
-    if not value.any():
+    if same:
         return 1.0
-    if isinstance(node, LatentNode) and clean != 0:
-        return 1 - (value / clean).item()
-    return math.nan
+    return lost.item() / change if isinstance(node, LatentNode) and change else math.nan
+
+
+def same_reference(provenance: Mapping[str, Any], prompt: str | Prompt, name: str) -> bool:
+    """Whether a graph's edges are against the reference of that `name` for the prompt.
+
+    By name alone for zero and a partner that the graph records too; others, such as means over
+    sets of prompts, may differ under one name.
+    """
+    if provenance.get("settings", {}).get("edge_reference", "zero") != name:
+        return False
+    partner = prompt.corrupted if isinstance(prompt, Prompt) else None
+    recorded = provenance.get("prompt", {}).get("corrupted")
+    return name == "zero" or (name == "corrupted" and recorded == partner)
 
 
 def _by_site(rows: Sequence[Sequence[Shift]]) -> dict[Site | None, list[tuple[int, Shift]]]:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from torch import Tensor
 
 from attribution import Attribution, Metric, Targets
 from attribution.attribute import record
@@ -37,9 +36,15 @@ from circuits import (
 from circuits.reference import check_reference
 from circuits.splice import DOWNSTREAM
 from experiments.checks import one_prompt
-from experiments.edges.choice import Edge, choose_edges, kept_latents, mlp_between
-from experiments.edges.held import Held, check_against_zero
-from experiments.edges.runs import MEASURED, Knockout, measure_targets, target_names
+from experiments.edges.choice import (
+    Edge,
+    check_graph_of,
+    choose_edges,
+    kept_latents,
+    mlp_between,
+)
+from experiments.edges.held import Held, same_reference
+from experiments.edges.runs import MEASURED, Knockout, measure_targets
 from experiments.kinds import AblationKind, zero
 from experiments.results import Result
 from experiments.statistics import agreement
@@ -58,9 +63,9 @@ class EdgeKnockouts(Result):
 
     - `source`, `target`, `group` (`strongest`, `random`, `given`), `stretch` (kinds of source and
       target), `mlp_between` (whether an MLP lies between the two).
-    - `weight`: the edge. `predicted`: the weight times the share of the source that is removed: all
-      of it by zeroing; NaN of errors and tokens that are set to another vector. `contribution`:
-      `predicted` times the gradient at the target, in the metric's units.
+    - `weight`: the edge. `predicted`: what it foretells: the weight, where edges and knock-outs are
+      against the same reference; else in proportion to what a latent loses, NaN of errors and
+      tokens. `contribution`: `predicted` times the gradient at the target, in the metric's units.
     - `pre_activation_change` of the target; of a logit node the change of what it stands for.
     - `activation_change`, after the threshold.
     - `jump_leak`: of the sum of absolute changes of the activations of all latents at the target's
@@ -101,9 +106,12 @@ class EdgeKnockouts(Result):
         return self.table.assign(**self.conventions)
 
     def agreement(self, by: Sequence[str] = ("group",)) -> DataFrame:
-        """How far edges foretell: Pearson's r, and the slope of measured on attributed.
+        """How far edges foretell what knocking them out does.
 
-        Slopes are through the origin, 1 where sizes are right.
+        Of pre-activations: Pearson's `r`, the `slope` of measured on foretold through the origin (1
+        where sizes are right), `sign`, the share with the right sign (of those not negligible), and
+        `missed`, the share where the two differ by more than half of the larger. The same of the
+        metric.
 
         Args:
             by: Columns to tell apart: `group`, `stretch`, `mlp_between`.
@@ -121,8 +129,11 @@ class EdgeKnockouts(Result):
                     "n": pre.n,
                     "r": pre.pearson,
                     "slope": pre.slope,
+                    "sign": pre.sign_agreement,
+                    "missed": _missed(part["predicted"], part["pre_activation_change"]),
                     "metric_r": metric.pearson,
                     "metric_slope": metric.slope,
+                    "metric_sign": metric.sign_agreement,
                     "median_jump_leak": part["jump_leak"].median(),
                 }
             )
@@ -163,8 +174,10 @@ def edge_knockout(
         graph: The edges' weights, and the gradients at their targets.
         edges: Pairs of source and target; by default the strongest and random ones.
         top: Edges with the largest |contribution|, to latents or to what is explained.
-        n_random: Edges drawn from the others to latents.
-        kind: What sources are set to. Edges are against zero, and so is the default.
+        n_random: Edges drawn from the others to latents, all equally likely. Of a pruned graph,
+            from those that were kept: give the attribution to draw from all.
+        kind: What sources are set to; `zero()` by default. Make the graph against the same
+            reference, so that edges foretell it: of every node, and of latents it switches on.
         downstream: What errors do in the pass in which the target alone changes.
         seed: Of the random edges.
         batch_size: Rows of one pass.
@@ -181,7 +194,7 @@ def edge_knockout(
             raise UserError(f"{name}={number!r}; give a number of edges, 0 or more")
     check_batch_size(batch_size)
     ids, kind = one_prompt(model, prompt), kind or zero()
-    _check_graph(model, ids, metric, graph)
+    check_graph_of(model, ids, metric, graph)
     chosen = choose_edges(graph, edges, top, n_random, seed)
     references = kind.references(model, prompt)
     held = Held.of(model, ids)
@@ -190,12 +203,20 @@ def edge_knockout(
     found = []
     for reference in references:
         check_reference(model, reference, ids)
-        changes = Knockout(held, metric, clean, reference, kept).all(chosen.edges, batch_size)
+        same = same_reference(graph.provenance, prompt, reference.name)
+        knockout = Knockout(held, metric, clean, reference, kept, same)
+        changes = knockout.all(chosen.edges, batch_size)
         measure_targets(model, ids, metric, chosen.edges, changes, downstream, batch_size, memory)
         found.append(changes)
     measured = {name: _mean([each[name] for each in found]) for name in found[0]}
     conventions = {**_conventions(graph, metric), "reference": kind.name, "downstream": downstream}
-    settings = {**conventions, "top": top, "n_random": n_random, "left_out": dict(chosen.left_out)}
+    settings = {
+        **conventions,
+        "top": top,
+        "n_random": n_random,
+        "drawn_from": chosen.drawn_from,
+        "left_out": dict(chosen.left_out),
+    }
     return EdgeKnockouts(
         edges=tuple((edge.source, edge.target) for edge in chosen.edges),
         table=_table(model, metric, chosen.edges, measured),
@@ -238,6 +259,14 @@ def _table(
     )
 
 
+def _missed(foretold: Any, measured: Any) -> float:
+    """The share that differs by more than half of the larger; of pairs without a NaN."""
+    a, m = np.asarray(foretold, float), np.asarray(measured, float)
+    known = ~(np.isnan(a) | np.isnan(m))
+    far = np.abs(a - m) > np.maximum(np.abs(a), np.abs(m)) / 2
+    return float(far[known].mean()) if known.any() else np.nan
+
+
 def _kind(node: Node) -> str:
     if isinstance(node, LogitNode):
         return "metric"
@@ -255,40 +284,15 @@ def _conventions(
     graph: Attribution | AttributionGraph, metric: Metric | Targets | Score
 ) -> dict[str, str]:
     settings = graph.provenance.get("settings", {})
-    told = {name: str(settings.get(name, "unknown")) for name in ("edges", "attention", "norms")}
+    names = ("edges", "attention", "norms", "edge_reference")
+    told = {name: str(settings.get(name, "unknown")) for name in names}
     return {
         "metric": metric_name(metric),
         "edges": told["edges"],
         "edges_attention": told["attention"],
         "edges_norms": told["norms"],
+        "edges_against": told["edge_reference"],
         "attributed_downstream": str(settings.get("downstream", "unknown")),
+        "random_from": "a pruned graph" if graph.provenance.get("pruned") else "the whole graph",
         "knock_out": "attention and norms live",
     }
-
-
-def _check_graph(
-    model: SplicedModel,
-    ids: Tensor,
-    metric: Metric | Targets | Score,
-    graph: Attribution | AttributionGraph,
-) -> None:
-    """Refuse what is no graph, or one of another prompt or metric."""
-    if not isinstance(graph, Attribution | AttributionGraph):
-        raise UserError(
-            f"got {type(graph).__name__}; give what attribute(...) returns, or a graph made from it"
-        )
-    check_against_zero(graph.provenance.get("settings", {}))
-    words = model.words(ids[0])
-    if list(graph.words) != words:
-        raise UserError(
-            f"the graph is of {' '.join(graph.words)!r} and the prompt is {' '.join(words)!r}; "
-            "give the prompt that the graph is of"
-        )
-    nodes = graph.nodes if isinstance(graph, Attribution) else graph.digraph
-    explained = [node.name for node in nodes if isinstance(node, LogitNode)]
-    strange = set(explained) - set(target_names(metric))
-    if strange:
-        raise UserError(
-            f"the graph explains {sorted(strange)[0]!r} and the metric is "
-            f"{metric_name(metric)!r}; give the metric that the graph was made with"
-        )

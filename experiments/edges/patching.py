@@ -37,14 +37,14 @@ from circuits.interventions import check_nodes
 from circuits.reference import check_reference
 from circuits.splice import DOWNSTREAM
 from experiments.checks import one_prompt
-from experiments.edges.choice import kept_latents
-from experiments.edges.held import Held, Source, check_against_zero, share_removed, value_in
+from experiments.edges.choice import check_graph_of, kept_latents, target_names
+from experiments.edges.held import Held, Source, foretold_share, same_reference, value_in
 from experiments.edges.path_runs import Route, Trip, total_effect, travel
-from experiments.edges.runs import target_names
 from experiments.edges.strongest import attributed
 from experiments.kinds import AblationKind, patch
 from experiments.results import Result
 from graphs import AttributionGraph
+from graphs.adjacency import check_graph
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,7 +66,7 @@ class PathPatch(Result):
         table: The columns above.
         effects: What the metric loses by each path, `[n]`.
         attributed: What a graph attributes to each path, `[n]`; NaN without a graph, or where edges
-            do not say (an error or a token that is set to another vector).
+            do not say (an error or a token that is set to another vector than the graph's).
         total: What the metric loses when the source is ablated, everything free to follow.
         conventions: Metric, reference and the convention downstream of `total`.
         provenance: Everything that the numbers depend on.
@@ -149,7 +149,8 @@ def path_patch(
         paths: One path, or several from the same source: a latent, an error or a token first, then
             latents and errors, each above the one before. A logit node at the end may be left out;
             one of several targets means that target's share.
-        graph: Whose attributed effect of each path is set beside the measured one.
+        graph: Whose attributed effect of each path is set beside the measured one; made against
+            the same reference, or else in proportion to what the source, a latent, loses.
         kind: What the source is set to; `patch()` by default.
         downstream: What errors do in the total effect; of a token it is `recompute`.
         batch_size: Rows of one pass.
@@ -164,7 +165,8 @@ def path_patch(
     check_batch_size(batch_size)
     ids, kind = one_prompt(model, prompt), kind or patch()
     if graph is not None:
-        check_against_zero(graph.provenance.get("settings", {}))
+        check_graph(graph)
+        check_graph_of(model, ids, metric, graph)
     routes = _routes(model, ids, metric, paths)
     source = routes[0].source
     if isinstance(source, TokenNode) and downstream != "recompute":
@@ -188,7 +190,8 @@ def path_patch(
     conventions = {"metric": name, "reference": kind.name, "downstream": downstream}
     told = np.full(len(routes), np.nan)
     if graph is not None:
-        share = np.mean([_foretold(graph, source, clean, reference) for reference in references])
+        lost = [(r, value_in(clean, source) - value_in(r, source)) for r in references]
+        share = np.mean([_foretold(graph, prompt, source, *each) for each in lost])
         logits = [LogitNode(target) for target in target_names(metric)]
         for i, route in enumerate(routes):
             ways = ((*route.nodes, logits[target]) for target in route.targets)
@@ -208,12 +211,18 @@ def path_patch(
 
 
 def _foretold(
-    graph: AttributionGraph, source: Source, clean: Reference, reference: Reference
+    graph: AttributionGraph,
+    prompt: str | Prompt,
+    source: Source,
+    reference: Reference,
+    lost: Tensor,
 ) -> float:
-    """The share of an edge from the source, which is against zero, that is carried."""
+    """The share of an edge from the source that is carried; see `foretold_share`."""
     if isinstance(source, ErrorNode) and kept_latents(graph) is not None:
         return np.nan  # the graph's error node stands for latents too
-    return share_removed(source, value_in(clean, source), value_in(reference, source))
+    change = graph.digraph.nodes.get(source, {}).get("change", 0.0)
+    same = same_reference(graph.provenance, prompt, reference.name)
+    return foretold_share(source, lost, change, same)
 
 
 def _share(part: float, total: float) -> float:

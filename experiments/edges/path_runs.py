@@ -70,29 +70,14 @@ def travel(
     reference: Reference,
 ) -> list[Trip]:
     """All of `routes` at once, a row each: a pass a step, and one to the metric."""
-    told: list[list[tuple[float, float, float]]] = []
-    changes: list[Tensor] = []
-    for route in routes:
-        was, becomes = (value_in(values, route.source) for values in (clean, reference))
-        changes.append(becomes - was)
-        told.append([_told(was, becomes)])
-    for step in range(max(len(route.steps) for route in routes)):
-        going = [i for i, route in enumerate(routes) if step < len(route.steps)]
-        rows = [shifts(held.model, routes[i].nodes[step], changes[i]) for i in going]
-        by_site: defaultdict[Site, list[tuple[int, int]]] = defaultdict(list)
-        for row, i in enumerate(going):
-            by_site[routes[i].steps[step].site].append((row, i))
-        places = {
-            site: [(row, routes[i].steps[step].pos) for row, i in there]
-            for site, there in by_site.items()
-        }
-        seen, _ = held.run(rows, places)
-        for site, there in by_site.items():
-            dictionary, reads = held.model.dictionaries[site], held.model.reads(held.ids)[0]
-            for n, (_, i) in enumerate(there):
-                node = routes[i].steps[step]
-                changes[i] = _arrived(dictionary, seen[site], n, node, bool(reads[node.pos]))
-                was = value_in(clean, node)
+    told: list[list[tuple[float, float, float]]] = [[] for _ in routes]
+    changes = [value_in(reference, r.source) - value_in(clean, r.source) for r in routes]
+    for step in range(max(len(route.nodes) for route in routes)):
+        if step:
+            changes = _step(held, routes, step, changes)
+        for i, route in enumerate(routes):
+            if step < len(route.nodes):
+                was = value_in(clean, route.nodes[step])
                 told[i].append(_told(was, was + changes[i]))
     rows = [shifts(held.model, route.nodes[-1], changes[i]) for i, route in enumerate(routes)]
     scores, weights = bind_all(metric, held.model)
@@ -105,6 +90,25 @@ def travel(
         steps = np.array([*told[row], (before, after, before - after)])
         trips.append(Trip(steps, before - after))
     return trips
+
+
+def _step(held: Held, routes: Sequence[Route], step: int, changes: list[Tensor]) -> list[Tensor]:
+    """The changes of the nodes number `step`, from those before them; of ended routes, the last."""
+    going = [i for i, route in enumerate(routes) if step < len(route.nodes)]
+    rows = [shifts(held.model, routes[i].nodes[step - 1], changes[i]) for i in going]
+    nodes = [routes[i].steps[step - 1] for i in going]
+    by_site: defaultdict[Site, list[int]] = defaultdict(list)
+    for row, node in enumerate(nodes):
+        by_site[node.site].append(row)
+    places = {site: [(row, nodes[row].pos) for row in there] for site, there in by_site.items()}
+    seen, _ = held.run(rows, places)
+    reads, after = held.model.reads(held.ids)[0], list(changes)
+    for site, there in by_site.items():
+        dictionary = held.model.dictionaries[site]
+        for n, row in enumerate(there):
+            is_read = bool(reads[nodes[row].pos])
+            after[going[row]] = _arrived(dictionary, seen[site], n, nodes[row], is_read)
+    return after
 
 
 def _arrived(

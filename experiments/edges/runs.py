@@ -12,11 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attribution import Metric, Targets
-from attribution.metrics import Score, bind, bind_all, metric_name
+from attribution.metrics import Score, bind, bind_all
 from circuits import Dictionary, ErrorNode, LatentNode, Reference, Site, SplicedModel, set_to
 from circuits.outputs import LAST_LOGITS
-from experiments.edges.choice import Edge, error_values, first_site
-from experiments.edges.held import Held, Seen, Shift, Source, share_removed, shifts, value_in
+from experiments.edges.choice import Edge, error_values, first_site, target_names
+from experiments.edges.held import Held, Seen, Shift, Source, foretold_share, shifts, value_in
 from experiments.measure import measure
 
 MEASURED = ("pre_activation_change", "activation_change", "jump_leak", "metric_change")
@@ -32,6 +32,7 @@ class Knockout:
         metric: What the graph explains.
         clean, reference: What sources are, and what they are set to.
         kept: The latents that error nodes do not carry; None if errors carry none.
+        same: Whether the graph's edges are against this reference too.
     """
 
     held: Held
@@ -39,6 +40,7 @@ class Knockout:
     clean: Reference
     reference: Reference
     kept: set[LatentNode] | None
+    same: bool
 
     @torch.no_grad()
     def all(self, edges: Sequence[Edge], batch_size: int) -> dict[str, np.ndarray]:
@@ -57,7 +59,9 @@ class Knockout:
                 rows = []
                 for node in chunk:
                     was, becomes = (self._value(node, at, errors) for at in (0, 1))
-                    found["share"][by_source[node]] = share_removed(node, was, becomes)
+                    change = edges[by_source[node][0]].change
+                    share = foretold_share(node, was - becomes, change, self.same)
+                    found["share"][by_source[node]] = share
                     rows.append(shifts(self.held.model, node, becomes - was))
                 pairs = [(row, i) for row, node in enumerate(chunk) for i in by_source[node]]
                 self._read(edges, rows, pairs, found)
@@ -170,10 +174,3 @@ def measure_targets(
         memory=memory,
     )
     found["metric_change"][moved] = clean - values.double().numpy()
-
-
-def target_names(metric: Metric | Targets | Score) -> list[str]:
-    """Names of the logit nodes of a graph that explains `metric`."""
-    return (
-        [m.name for m in metric.metrics] if isinstance(metric, Targets) else [metric_name(metric)]
-    )
