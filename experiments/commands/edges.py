@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from experiments.commands.question import Asked, Question, answerable, asks
+from experiments.commands.question import Asked, Question, answerable, asks, reference_named
+
+if TYPE_CHECKING:
+    from attribution import Attribution
 
 
 @click.command(short_help="A graph's edges beside what knocking them out does.")
@@ -50,14 +54,13 @@ def edges(
 
     An edge foretells the change of its target's pre-activation; times the gradient at the target,
     that of the metric. r is Pearson's correlation, a slope of 1 means that sizes are right. Of a
-    prompt, the edges are those of 400 latents.
+    prompt, the edges are those of 400 latents, against what sources are set to.
 
     \b
     Examples:
       circuits edges ioi.json --top 50 --random 50
       circuits edges --task agreement_rc --out edges.csv --out edges.svg
     """
-    from attribution import attribute
     from experiments.edges.knockout import edge_knockout
     from experiments.kinds import kind_named
     from experiments.records import FIGURES, TABLES, check_output
@@ -70,7 +73,7 @@ def edges(
     check_kind(kind, question)
     model, prompt, metric = question.model, question.prompt, question.metric
     result = edge_knockout(
-        model, prompt, metric, question.graph or attribute(model, prompt, metric),
+        model, prompt, metric, question.graph or attribution_against(kind, question),
         top=top, n_random=n_random, kind=kind_named(kind, []), downstream=downstream, seed=seed,
     )  # fmt: skip
     told = result.conventions
@@ -78,7 +81,8 @@ def edges(
     click.echo(f"metric      {told['metric']}")
     click.echo(
         f"edges       {told['edges']}, attention {told['edges_attention']}, norms "
-        f"{told['edges_norms']}; gradients with downstream {told['attributed_downstream']}"
+        f"{told['edges_norms']}, against {told['edges_against']}; gradients with downstream "
+        f"{told['attributed_downstream']}; random ones of {told['random_from']}"
     )
     click.echo(
         f"knocked out set to {told['reference']}, {told['knock_out']}; the metric with downstream "
@@ -89,7 +93,7 @@ def edges(
     click.echo("\n" + result.text(20) + "\n")
     for by in (("group",), ("stretch", "mlp_between")):
         found = result.agreement(by)
-        numbers = ("n", "r", "slope", "metric_r", "metric_slope", "median_jump_leak")
+        numbers = [name for name in found if name in NUMBERS]
         rows = [
             (*(str(row[name]) for name in by), *(f"{row[name]:.3g}" for name in numbers))
             for row in found.to_dict("records")
@@ -99,6 +103,19 @@ def edges(
     for path in out:
         write = result.save if path.suffix in TABLES else result.plot
         click.echo(f"wrote {write(path, overwrite=force)}")
+
+
+NUMBERS = ("n", "r", "slope", "sign", "missed", "metric_r", "metric_slope", "metric_sign",
+           "median_jump_leak")  # fmt: skip
+"""Columns of the tables of agreement."""
+
+
+def attribution_against(kind: str, question: Question) -> Attribution:
+    """The prompt's edges, against what sources are set to."""
+    from attribution import attribute
+
+    reference = reference_named({"patch": "corrupted"}.get(kind, kind), question)
+    return attribute(question.model, question.prompt, question.metric, reference=reference)
 
 
 def check_kind(kind: str, question: Question) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from experiments.commands.edges import attribution_against, check_kind
 from experiments.commands.question import Asked, answerable, asks
 
 
@@ -50,16 +51,15 @@ def path(
 
     Each node takes the value that it gets from the one before it, every other spliced site held
     clean. The total is what the metric loses when the source is ablated and all else may follow.
-    With --from, paths are those of the graph; of a prompt, of a graph of 400 latents.
+    With --from, paths are those of the graph; of a prompt, of a graph of 400 latents against what
+    the source is set to.
 
     \b
     Examples:
       circuits path ioi.json --from resid.0/latent.938@14 --strongest 5
       circuits path --task ioi --path "resid.0/latent.938@14 -> resid.1/latent.842@14"
     """
-    from attribution import attribute
     from circuits import UserError, parse_node
-    from experiments.commands.edges import check_kind
     from experiments.edges.patching import path_patch
     from experiments.edges.strongest import strongest_paths
     from experiments.kinds import kind_named
@@ -80,7 +80,7 @@ def path(
     graph = None
     if start is not None:
         graph = question.graph or AttributionGraph.from_attribution(
-            attribute(model, prompt, metric)
+            attribution_against(kind, question)
         )
         named = strongest_paths(graph, start, strongest)
     result = path_patch(
@@ -93,9 +93,10 @@ def path(
         f"source   set to {kind}; other sites held clean; total with downstream {downstream}\n"
     )
     click.echo(result.text() + "\n")
+    names = [*map(str, range(len(result.paths))), "sum", "left over", "total"]
     rows = [
-        [row["path"], *("" if row[n] != row[n] else f"{row[n]:.3f}" for n in NUMBERS)]
-        for row in result.summary().to_dict("records")
+        [name, *("" if row[n] != row[n] else f"{row[n]:.3f}" for n in NUMBERS)]
+        for name, row in zip(names, result.summary().to_dict("records"), strict=True)
     ]
     click.echo(layout(("path", *NUMBERS), rows, left=(0,)))
     for file in out:
