@@ -23,9 +23,9 @@ from torch import Tensor
 
 from circuits import LatentNode
 from experiments.planted import blind_spots, label, planted_model, prompts, score_ranking
-from experiments.planted.case import Case, case
+from experiments.planted.case import Case
 from experiments.planted.edge_methods import edge_scores
-from experiments.planted.node_methods import node_scores
+from experiments.planted.node_methods import learned_masks, node_scores
 from experiments.planted.scores import FLOOR
 
 QUESTIONS = (("corrupted", "recompute"), ("corrupted", "freeze"), ("zero", "recompute"))
@@ -63,6 +63,7 @@ def nodes_table(cases: Sequence[Case], downstream: str) -> None:
     sizes, missed = [], []
     for one in cases:
         member, scores = one.nodes_on_circuit(), node_scores(one, downstream)
+        scores["learned masks"] = learned_masks(one, downstream)
         add(table, scores, member)
         sizes.append((sum(member), len(member)))
         gradient = scores["gradient x activation"].abs()
@@ -97,7 +98,9 @@ def main(n: int) -> None:
     every = prompts()
     chosen = [every[i * len(every) // n] for i in range(n)]
     click.echo(f"{model!r}, {n} of {len(every)} prompts")
-    cases = {reference: [case(model, p, reference) for p in chosen] for reference, _ in QUESTIONS}
+    cases = {
+        reference: [Case.of(model, p, reference) for p in chosen] for reference, _ in QUESTIONS
+    }
     for reference, downstream in QUESTIONS:
         nodes_table(cases[reference], downstream)
     for of_reference in cases.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -44,6 +45,16 @@ class Case:
     acts: Tensor
     baseline: Tensor
 
+    @classmethod
+    def of(cls, model: SplicedModel, prompt: Prompt, reference: str) -> Case:
+        """The question of `prompt` against `zero` or `corrupted`."""
+        made = REFERENCES[reference](model, prompt)
+        metric = logit_diff(prompt)
+        active = total_effects(model, prompt, metric, reference=made).strongest()
+        nodes = tuple(sorted(active, key=lambda node: (node.site, node.pos, node.latent)))
+        acts = _values(Reference("clean", model.trace(prompt)), nodes)
+        return cls(model, prompt, made, metric, nodes, acts, _values(made, nodes))
+
     @property
     def number(self) -> str:
         """The animal's."""
@@ -54,14 +65,14 @@ class Case:
         """The position of `often`."""
         return len(self.reference.trace.ids) - 1
 
-    @property
-    def edges(self) -> list[Edge]:
+    @cached_property
+    def edges(self) -> tuple[Edge, ...]:
         """Every pair of nodes that a pass joins without crossing another site, and to the metric.
 
         Tokens, biases and errors are no sources here.
         """
         targets: list[LatentNode | str] = [*self.nodes, METRIC]
-        return [(s, t) for s in self.nodes for t in targets if reaches(s, t, self.last)]
+        return tuple((s, t) for s in self.nodes for t in targets if reaches(s, t, self.last))
 
     def nodes_on_circuit(self) -> list[bool]:
         """Of each of `nodes`, by construction."""
@@ -74,16 +85,6 @@ class Case:
         circuit, edges = circuit_edges(self.number, self.last, self.reference.name), self.edges
         assert circuit <= set(edges)
         return [edge in circuit for edge in edges]
-
-
-def case(model: SplicedModel, prompt: Prompt, reference: str) -> Case:
-    """The question of `prompt` against `zero` or `corrupted`."""
-    made = REFERENCES[reference](model, prompt)
-    metric = logit_diff(prompt)
-    active = total_effects(model, prompt, metric, reference=made).strongest()
-    nodes = tuple(sorted(active, key=lambda node: (node.site, node.pos, node.latent)))
-    acts = _values(Reference("clean", model.trace(prompt)), nodes)
-    return Case(model, prompt, made, metric, nodes, acts, _values(made, nodes))
 
 
 def _values(reference: Reference, nodes: Sequence[LatentNode]) -> Tensor:

@@ -12,7 +12,6 @@ from attribution.metrics import bind
 from circuits import LatentNode, LogitNode, Prompt, Site
 from experiments.ablation import ablate_each
 from experiments.planted.case import Case
-from experiments.planted.case import case as case_of
 from experiments.planted.truth import METRIC
 
 GRAPHS: dict[str, dict[str, str]] = {
@@ -137,4 +136,4 @@ def _partner(case: Case) -> Case:
     """The question with clean and corrupted prompt exchanged."""
     asked = case.prompt
     prompt = Prompt(asked.corrupted or "", asked.foil, asked.target, asked.text)
-    return case_of(case.model, prompt, case.reference.name)
+    return Case.of(case.model, prompt, case.reference.name)

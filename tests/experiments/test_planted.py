@@ -4,7 +4,7 @@ What is on the circuit is known by construction; what each method must miss foll
 weights: a gate is at 10 where it is open (slope 1) and at -10 where it is shut (slope 0).
 """
 
-from itertools import permutations
+from itertools import permutations, product
 from math import tanh
 
 import numpy as np
@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch.nn.functional import gelu
 
-from attribution import integrated_effects
+from attribution import attribute, integrated_effects
 from attribution.metrics import bind
-from circuits import LatentNode, Site
+from circuits import LatentNode, LogitNode, Site
+from experiments.edges import edge_knockout
+from experiments.kinds import patch
 from experiments.planted import (
     blind_spots,
     circuit_nodes,
@@ -24,7 +26,7 @@ from experiments.planted import (
     question,
     score_ranking,
 )
-from experiments.planted.case import case
+from experiments.planted.case import Case
 from experiments.planted.edge_methods import edge_scores, losses
 from experiments.planted.model import latent
 from experiments.planted.node_methods import node_scores
@@ -54,7 +56,7 @@ def planted():
 def asked(planted):
     """The question of each shape and reference."""
     return {
-        (shape, reference): case(planted, prompt, reference)
+        (shape, reference): Case.of(planted, prompt, reference)
         for shape, prompt in SHAPES.items()
         for reference in ("corrupted", "zero")
         if (shape, reference, "freeze") in CELLS
@@ -186,9 +188,10 @@ def test_gradient_times_activation_misses_what_a_shut_gate_hides(asked, scored, 
 
     They tie with the decoys at zero, so that AUROC counts them half.
     """
-    here, scores = asked[shape, "corrupted"], scored[shape, "corrupted", downstream][GRADIENT]
+    here, every = asked[shape, "corrupted"], scored[shape, "corrupted", downstream]
+    scores = every[GRADIENT]
     hidden = blind_spots(here.number, here.last, downstream)
-    assert missed(here, scores) == hidden
+    assert missed(here, scores) == missed(here, every["RelP"]) == hidden
     assert all(scores[here.nodes.index(node)] == pytest.approx(0, abs=1e-12) for node in hidden)
     places = [here.nodes.index(node) for node in sorted(hidden, key=lambda node: node.site)]
     assert here.acts[places].tolist() == [0] * len(hidden)
@@ -220,8 +223,8 @@ def test_the_shut_gate_has_no_slope():
 
 def test_with_zero_as_reference_nothing_is_off_to_on(asked, scored):
     here = asked["both", "zero"]
-    for downstream in ("recompute", "freeze"):
-        scores = scored["both", "zero", downstream][GRADIENT]
+    for downstream, method in product(("recompute", "freeze"), (GRADIENT, "RelP")):
+        scores = scored["both", "zero", downstream][method]
         assert score_ranking(scores.tolist(), here.nodes_on_circuit()).auroc == 1
 
 
@@ -294,13 +297,31 @@ def test_knock_outs_lose_what_the_weights_say(asked):
         }
         for noun, pos, name in ((animal, 2, "dog"), (thing, 5, "car")):
             word = f"word {name}{'s' * (noun == 'plural')}"
-            for name, size in ((noun, 1), (f"noun {noun}", 2), (word, 3)):
-                edge = (at("resid.0", name, pos), at("resid.1", name, pos))
+            for feature, size in ((noun, 1), (f"noun {noun}", 2), (word, 3)):
+                edge = (at("resid.0", feature, pos), at("resid.1", feature, pos))
                 expected[edge] = size * sign
             edge = (at("mlp.0", f"noun {noun}", pos), at("resid.0", f"noun {noun}", pos))
             expected[edge] = 2 * sign
     assert {edge: lost.pop(edge) for edge in expected} == pytest.approx(expected, rel=1e-3)
     assert max(map(abs, lost.values())) < 1e-3
+
+
+def test_knocking_out_the_edges_of_a_graph_loses_the_same(planted, asked):
+    """`edge_knockout` against `losses`; the graph has every edge that loses, but to what is off."""
+    here = asked["both", "corrupted"]
+    how = {"max_latents": None, "reference": here.reference}
+    graph = attribute(planted, here.prompt, here.metric, **how)
+    pairs = zip(*graph.edges.nonzero(), strict=True)  # target, source
+    ends = [(graph.nodes[source], graph.nodes[target]) for target, source in pairs]
+    edges = [(source, target) for source, target in ends if isinstance(source, LatentNode)]
+    found = edge_knockout(planted, here.prompt, here.metric, graph, edges=edges, kind=patch())
+    named = [(s, METRIC if isinstance(t, LogitNode) else t) for s, t in edges]
+    lost = dict(zip(here.edges, losses(here).tolist(), strict=True))
+    expected = [lost[edge] for edge in named]
+    assert found.table["pre_activation_change"].tolist() == pytest.approx(expected, abs=1e-3)
+    on = {node for node, act in zip(here.nodes, here.acts.tolist(), strict=True) if act} | {METRIC}
+    loses = {edge for edge, size in lost.items() if abs(size) > 1e-3}
+    assert {(s, t) for s, t in loses if t in on} == loses & set(named) != loses
 
 
 def test_graphs_find_the_edges_of_their_own_prompt(asked, edges_scored):
