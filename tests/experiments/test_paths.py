@@ -10,11 +10,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from attribution import attribute
+from attribution import attribute, logit_diff
 from circuits import (
+    ErrorNode,
     LatentNode,
     LogitNode,
     Site,
+    TokenNode,
     UserError,
     corrupted_reference,
     load,
@@ -24,17 +26,27 @@ from experiments.commands.edges import edges as edges_command
 from experiments.commands.path import path as path_command
 from experiments.edges import path_patch, strongest_paths
 from experiments.edges.strongest import attributed
-from experiments.kinds import zero
+from experiments.kinds import patch, zero
+from experiments.planted import NUMBERS, planted_model, question
+from experiments.planted.model import latent
+from experiments.planted.truth import path
 from experiments.tasks import TASKS
 from graphs import AttributionGraph
 from graphs.graph import restrict
 from tests.experiments.test_ablation import METRIC, PROMPT, plain_hooks
+from tests.experiments.test_edge_knockout import near
+from tests.random_gemma import chosen_dictionaries
 
 
 @pytest.fixture(scope="module")
 def graph(model):
     attribution = attribute(model, PROMPT, METRIC, max_latents=60, attention="live", norms="live")
     return AttributionGraph.from_attribution(attribution)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return planted_model()
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +68,7 @@ def every_path(graph, source):
 
 
 def small(graph, n):
-    """The graph of the strongest latents alone: few enough to list every path."""
+    """The graph of the `n` strongest latents alone."""
     kept = {*graph.latents(n), *(v for v in graph.digraph if isinstance(v, LogitNode))}
     return replace(graph, digraph=restrict(graph, kept))
 
@@ -85,63 +97,166 @@ def test_what_is_attributed_to_a_path_is_the_product_of_its_edges(graph, source)
 
 
 def by_hand(model, path):
-    """Each node's change on the way, in plain PyTorch on the Hugging Face model; then the metric's.
+    """Each node's loss on the way, in plain PyTorch on the Hugging Face model; then the metric's.
 
-    The first node is taken out; every other site gives what it gave in the clean pass.
+    The first node is taken out; every other site gives what it gave in the clean pass. Of vectors
+    the norm.
     """
     huggingface, ids = model.bridge.original_model, model.tokens(PROMPT)
-    clean = {}
+    first, score = huggingface.model.layers[0], METRIC.bind(model)
 
-    def keep(site):
-        def hook(x):
-            clean[site] = x.clone()
-            return x
-
-        return hook
-
-    def acts(site, x):
-        d = model.dictionaries[site]
-        pre = x @ d.W_enc + d.b_enc
-        return torch.where(pre > d.threshold, pre.relu(), 0.0)
-
-    with torch.no_grad(), plain_hooks(huggingface, {site: keep(site) for site in model.sites}):
-        before = METRIC.bind(model)(huggingface(ids).logits).item()
-
-    def act(node, table):
-        return acts(node.site, table[node.site][0, node.pos])[node.latent].item()
-
-    change, changes = -act(path[0], clean), []
-    for node, after in [*pairwise(path), (path[-1], None)]:
-        changes.append(-change)
+    def one_pass(edits, shift=None):
+        """The metric; what each site has before its edit; the embedding."""
         seen = {}
 
-        def hold(site, node=node, change=change, seen=seen):
+        def at(site):
             def hook(x):
                 seen[site] = x.clone()
-                x = clean[site].clone()
-                if site == node.site:
-                    x[0, node.pos] += change * model.dictionaries[site].W_dec[node.latent]
-                return x
+                return edits[site](x) if site in edits else x
 
             return hook
 
-        with torch.no_grad(), plain_hooks(huggingface, {s: hold(s) for s in model.sites}):
-            logits = huggingface(ids).logits
+        def embed(_module, args, kwargs):
+            x = (args[0] if args else kwargs["hidden_states"]).clone()
+            seen["embedding"] = x.clone()
+            if shift is not None:
+                x += shift
+            return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
+
+        handle = first.register_forward_pre_hook(embed, with_kwargs=True)
+        with torch.no_grad(), plain_hooks(huggingface, {site: at(site) for site in model.sites}):
+            value = score(huggingface(ids).logits).item()
+        handle.remove()
+        return value, seen
+
+    def value_of(node, seen):
+        if isinstance(node, TokenNode):
+            return seen["embedding"][0, node.pos]
+        d, x = model.dictionaries[node.site], seen[node.site][0, node.pos]
+        pre = x @ d.W_enc + d.b_enc
+        acts = torch.where(pre > d.threshold, pre.relu(), 0.0)
+        if isinstance(node, LatentNode):
+            return acts[node.latent]
+        return x - (acts @ d.W_dec + d.b_dec) if node.pos else x  # BOS is not read
+
+    before, clean = one_pass({})
+    lost, losses = value_of(path[0], clean), []
+    for node, after in [*pairwise(path), (path[-1], None)]:
+        losses.append(lost.norm().item() if lost.ndim else lost.item())
+        vector = lost * model.dictionaries[node.site].W_dec[node.latent] if not lost.ndim else lost
+        shift = torch.zeros_like(clean["embedding"])
+        edits = {site: lambda x, site=site: clean[site].clone() for site in model.sites}
+        if isinstance(node, TokenNode):
+            shift[0, node.pos] = -vector
+        else:
+            held = clean[node.site].clone()
+            held[0, node.pos] -= vector
+            edits[node.site] = lambda x, held=held: held
+        value, seen = one_pass(edits, shift)
         if after is not None:
-            change = act(after, seen) - act(after, clean)
-    return changes, before - METRIC.bind(model)(logits).item()
+            lost = value_of(after, clean) - value_of(after, seen)
+    return losses, before - value
 
 
 def test_a_path_is_its_edits_by_hand(model, graph, source):
+    """Of every type of node, at BOS too, whose dictionaries do not read."""
     paths = [path[:-1] for path in strongest_paths(graph, source, 6)]
-    paths = [path for path in paths if all(isinstance(node, LatentNode) for node in path)]
-    assert len(paths) >= 3
-    patched = path_patch(model, PROMPT, METRIC, paths, kind=zero())
-    for number, path in enumerate(paths):
+    paths += [strongest_paths(graph, TokenNode(pos), 1)[0][:-1] for pos in (0, 4)]
+    sites = {kind: Site(1, kind) for kind in ("attn", "mlp", "resid")}
+    paths += [
+        (TokenNode(0), ErrorNode(Site(0, "resid"), 0), ErrorNode(sites["attn"], 7)),
+        (ErrorNode(sites["attn"], 6), ErrorNode(sites["resid"], 6), ErrorNode(Site(2, "resid"), 6)),
+        (
+            LatentNode(sites["mlp"], *latent_at(model, sites["mlp"], 10)),
+            ErrorNode(sites["resid"], 10),
+            ErrorNode(Site(2, "resid"), 10),
+        ),
+    ]
+    assert {type(node) for path in paths for node in path[1:]} == {LatentNode, ErrorNode}
+    for path in paths:
+        patched = path_patch(model, PROMPT, METRIC, path, kind=zero())
         carried, effect = by_hand(model, path)
-        rows = patched.table[patched.table["path"] == number]
-        assert np.asarray(rows["carried"])[:-1] == pytest.approx(carried, rel=1e-3, abs=1e-5)
-        assert patched.effects[number] == pytest.approx(effect, rel=1e-3, abs=2e-5)
+        found = np.asarray(patched.table["carried"])[:-1]
+        assert found == pytest.approx(carried, rel=1e-3, abs=2e-5), path
+        assert patched.effects[0] == pytest.approx(effect, rel=1e-3, abs=2e-5), path
+
+
+def latent_at(model, site, pos):
+    """The strongest latent there, and the position."""
+    here = model.trace(PROMPT).sites[site]
+    at = (here.pos == pos).nonzero()[:, 0]
+    return int(here.latent[at[here.acts[at].argmax()]]), pos
+
+
+@pytest.fixture(scope="module")
+def one_kind(bridge):
+    """Only residual sites: what leaves one can only arrive at the next."""
+    return splice(bridge, chosen_dictionaries(["resid"]))
+
+
+@pytest.mark.parametrize("downstream", ["recompute", "freeze"])
+def test_all_paths_together_are_the_total_effect_of_a_small_change(one_kind, downstream):
+    """Through latents, where errors are frozen, and through errors too, where they follow."""
+    below, above = Site(1, "resid"), Site(2, "resid")
+    source = LatentNode(below, *latent_at(one_kind, below, 9))
+    here = one_kind.trace(PROMPT).sites[above]
+    ends = [
+        LatentNode(above, int(latent), int(pos))
+        for latent, pos in zip(here.latent, here.pos, strict=True)
+        if pos >= 9
+    ]
+    if downstream == "recompute":
+        ends += [ErrorNode(above, pos) for pos in (9, 10)]
+    down, up = (
+        path_patch(
+            one_kind, PROMPT, METRIC, [(source, end) for end in ends],
+            kind=near(one_kind, share), downstream=downstream,
+        )
+        for share in (0.98, 1.02)
+    )  # fmt: skip
+    total = down.total - up.total  # what is of second order cancels
+    assert abs(total) > 1e-3
+    assert down.sum - up.sum == pytest.approx(total, rel=2e-3)
+
+
+def test_paths_of_a_whole_graph_sum_to_the_total_effect(one_kind):
+    """The chain rule; `freeze`, and the graph's own rules for what is held on the way."""
+    attribution = attribute(one_kind, PROMPT, METRIC, max_latents=None, downstream="freeze")
+    graph = AttributionGraph.from_attribution(attribution)
+    latents = small(graph, None)
+    for site in (Site(0, "resid"), Site(1, "resid")):
+        source = LatentNode(site, *latent_at(one_kind, site, 10))
+        listed = every_path(latents, source)
+        assert len(listed) > 10
+        total = sum(attributed(graph, path) for path in listed)
+        assert total == pytest.approx(graph.digraph.nodes[source]["effect"], rel=1e-4)
+
+
+@pytest.mark.parametrize("downstream", ["recompute", "freeze", "drop"])
+def test_the_planted_path_carries_the_whole_effect_and_decoys_none(planted, downstream):
+    """Of the right number, which is lost, and of the other, which is switched on."""
+    prompt = question(0, 0, 0, 1)
+    last = planted.tokens(prompt).shape[1] - 1
+    how = {"kind": patch(), "downstream": downstream}
+
+    def steps(*names):
+        sites = (Site(0, "attn"), Site(0, "resid"), Site(1, "mlp"), Site(1, "resid"))
+        return tuple(
+            LatentNode(site, latent(site, name), last)
+            for site, name in zip(sites, names, strict=False)
+        )
+
+    for number in NUMBERS:
+        found = path_patch(planted, prompt, logit_diff(prompt), path(number, last), **how)
+        assert found.total > 4
+        assert found.effects[0] == pytest.approx(found.total, rel=1e-4)
+        idle, dead = f"idle {number}", f"dead-end {number}"
+        decoys = [steps(dead, dead, idle, idle), steps(f"mute {number}", f"subject {number}")]
+        for decoy in decoys:
+            none = path_patch(planted, prompt, logit_diff(prompt), decoy, **how)
+            assert abs(none.table["carried"][0]) > 1  # it is alive
+            assert none.effects[0] == pytest.approx(0, abs=1e-3)
+            assert none.total == pytest.approx(0, abs=1e-3)
 
 
 def test_one_by_one_equals_together(model, graph, source):
