@@ -57,13 +57,12 @@ def by_hand(model, prompts, i, spans, nodes, kind, downstream, mask):
     }
     changes = []
     for site in model.sites:
-        clean, other = trace.sites[site].dense(), stand_in.acts(site)
+        clean, other = trace.sites[site].dense().tolist(), stand_in.acts(site).tolist()
         for pos in range(1, ids.shape[1]):
-            for latent in range(clean.shape[1]):
+            for latent, values in enumerate(zip(clean[pos], other[pos], strict=True)):
                 node = LatentNode(site, latent, pos)
-                candidate = clean[pos, latent] != 0 or other[pos, latent] != 0
-                kept = masks.get(node, 0.0) if candidate else 0.0
-                changes.append(Intervention(node, kept, (1 - kept) * other[pos, latent].item()))
+                kept = masks.get(node, 0.0) if any(values) else 0.0  # else no candidate
+                changes.append(Intervention(node, kept, (1 - kept) * values[1]))
     score = bind(logit_diff(prompts[i]), model)
     changed = edits(model, ids, [changes])
     return score(model.run(ids, changed, downstream=downstream, output=score.output)).item()
@@ -73,8 +72,9 @@ def by_hand(model, prompts, i, spans, nodes, kind, downstream, mask):
 
 
 @pytest.mark.parametrize("downstream", CONVENTIONS)
-@pytest.mark.parametrize("which", ["model", "skipping"])
-@pytest.mark.parametrize(("spans_of", "kind"), [(aligned, patch()), (whole, zero())])
+@pytest.mark.parametrize(
+    ("which", "spans_of", "kind"), [("model", aligned, patch()), ("skipping", whole, zero())]
+)
 def test_a_masked_pass_is_an_intervention_on_every_latent(
     request, which, spans_of, kind, downstream
 ):
@@ -85,7 +85,7 @@ def test_a_masked_pass_is_an_intervention_on_every_latent(
     one = masked(model, PROMPTS, 0, spans, nodes, kind, downstream)
     rng = np.random.default_rng(0)
     n = len(nodes)
-    masks = [np.zeros(n), np.ones(n), rng.integers(0, 2, n).astype(float), rng.random(n)]
+    masks = [np.zeros(n), np.ones(n), (2 * rng.random(n) - 0.5).clip(0, 1)]  # half 0 or 1
     values = [one.run(torch.tensor(mask, dtype=torch.float32)).item() for mask in masks]
     expected = [by_hand(model, PROMPTS, 0, spans, nodes, kind, downstream, m) for m in masks]
     assert values == pytest.approx(expected, rel=1e-4, abs=1e-5)
@@ -145,21 +145,21 @@ def planted_nodes(planted, prompt, reference):
 
 
 def test_descent_is_adam_on_what_the_module_says(planted):
-    """Four steps on two prompts by difference quotients of passes by hand."""
+    """Three steps on two prompts, the gradients difference quotients."""
     prompts = [question(0, 0), question(1, 0)]
     spans, kind = aligned(planted, prompts), patch()
     nodes = planted_nodes(planted, prompts[0], "corrupted")
-    how = (planted, prompts)
-    sparsity, lr, n_steps, eps = 0.5, 0.3, 4, 0.01
+    passes = [masked(planted, prompts, i, spans, nodes, kind, "recompute") for i in (0, 1)]
+    sparsity, lr, n_steps, eps = 0.5, 0.3, 3, 0.01
     found = learn_masks(
-        *how, spans, logit_diff, nodes, kind,
+        planted, prompts, spans, logit_diff, nodes, kind,
         sparsity=sparsity, learning_rate=lr, n_steps=n_steps,
     )  # fmt: skip
 
+    @torch.no_grad()
     def metrics(mask):
-        return np.array([
-            by_hand(*how, i, spans, nodes, kind, "recompute", mask) for i in (0, 1)
-        ])  # fmt: skip
+        mask = torch.from_numpy(mask).float()
+        return np.array([one.run(mask).item() for one in passes])
 
     full, empty = metrics(np.ones(8)), metrics(np.zeros(8))
     gap = np.abs(full - empty).mean()
@@ -205,9 +205,8 @@ def test_the_more_a_mask_costs_the_fewer_are_kept(planted):
             planted, prompts, spans, logit_diff, nodes, patch(),
             sparsity=sparsity, n_steps=30, learning_rate=0.25,
         ) > 0).sum())
-        for sparsity in (0.01, 1, 10, 1000)
+        for sparsity in (0.01, 1, 1000)
     ]  # fmt: skip
-    print(kept)
     assert kept == sorted(kept, reverse=True)
     assert kept[0] > kept[-1] == 0
     assert 8 in kept
