@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from attribution import attribute, logit_diff
+from attribution import attribute, logit_diff, total_effects
 from circuits import (
     ErrorNode,
     LatentNode,
@@ -145,13 +146,13 @@ def by_hand(model, path):
         losses.append(lost.norm().item() if lost.ndim else lost.item())
         vector = lost * model.dictionaries[node.site].W_dec[node.latent] if not lost.ndim else lost
         shift = torch.zeros_like(clean["embedding"])
-        edits = {site: lambda x, site=site: clean[site].clone() for site in model.sites}
+        edits: dict[Site, Any] = {s: lambda x, s=s: clean[s].clone() for s in model.sites}
         if isinstance(node, TokenNode):
             shift[0, node.pos] = -vector
         else:
-            held = clean[node.site].clone()
-            held[0, node.pos] -= vector
-            edits[node.site] = lambda x, held=held: held
+            change = torch.zeros_like(clean[node.site])
+            change[0, node.pos] = vector
+            edits[node.site] = lambda x, site=node.site, change=change: clean[site] - change
         value, seen = one_pass(edits, shift)
         if after is not None:
             lost = value_of(after, clean) - value_of(after, seen)
@@ -161,7 +162,9 @@ def by_hand(model, path):
 def test_a_path_is_its_edits_by_hand(model, graph, source):
     """Of every type of node, at BOS too, whose dictionaries do not read."""
     paths = [path[:-1] for path in strongest_paths(graph, source, 6)]
-    paths += [strongest_paths(graph, TokenNode(pos), 1)[0][:-1] for pos in (0, 4)]
+    output = next(node for node in graph.digraph if isinstance(node, LogitNode))
+    tokens = [n for n in nx.ancestors(graph.digraph, output) if isinstance(n, TokenNode)]
+    paths += [strongest_paths(graph, token, 1)[0][:-1] for token in tokens[:2]]
     sites = {kind: Site(1, kind) for kind in ("attn", "mlp", "resid")}
     paths += [
         (TokenNode(0), ErrorNode(Site(0, "resid"), 0), ErrorNode(sites["attn"], 7)),
@@ -172,13 +175,13 @@ def test_a_path_is_its_edits_by_hand(model, graph, source):
             ErrorNode(Site(2, "resid"), 10),
         ),
     ]
-    assert {type(node) for path in paths for node in path[1:]} == {LatentNode, ErrorNode}
-    for path in paths:
-        patched = path_patch(model, PROMPT, METRIC, path, kind=zero())
-        carried, effect = by_hand(model, path)
+    assert {type(node) for nodes in paths for node in nodes[1:]} == {LatentNode, ErrorNode}
+    for nodes in paths:
+        patched = path_patch(model, PROMPT, METRIC, nodes, kind=zero())
+        carried, effect = by_hand(model, nodes)
         found = np.asarray(patched.table["carried"])[:-1]
-        assert found == pytest.approx(carried, rel=1e-3, abs=2e-5), path
-        assert patched.effects[0] == pytest.approx(effect, rel=1e-3, abs=2e-5), path
+        assert found == pytest.approx(carried, rel=1e-3, abs=2e-5), nodes
+        assert patched.effects[0] == pytest.approx(effect, rel=1e-3, abs=2e-5), nodes
 
 
 def latent_at(model, site, pos):
@@ -198,15 +201,16 @@ def one_kind(bridge):
 def test_all_paths_together_are_the_total_effect_of_a_small_change(one_kind, downstream):
     """Through latents, where errors are frozen, and through errors too, where they follow."""
     below, above = Site(1, "resid"), Site(2, "resid")
-    source = LatentNode(below, *latent_at(one_kind, below, 9))
+    effects = total_effects(one_kind, PROMPT, METRIC, downstream=downstream)
+    source = next(n for n in effects.strongest() if n.site == below and n.pos >= 8)
     here = one_kind.trace(PROMPT).sites[above]
     ends = [
         LatentNode(above, int(latent), int(pos))
         for latent, pos in zip(here.latent, here.pos, strict=True)
-        if pos >= 9
+        if pos >= source.pos
     ]
     if downstream == "recompute":
-        ends += [ErrorNode(above, pos) for pos in (9, 10)]
+        ends += [ErrorNode(above, pos) for pos in range(source.pos, 11)]
     down, up = (
         path_patch(
             one_kind, PROMPT, METRIC, [(source, end) for end in ends],
@@ -215,7 +219,7 @@ def test_all_paths_together_are_the_total_effect_of_a_small_change(one_kind, dow
         for share in (0.98, 1.02)
     )  # fmt: skip
     total = down.total - up.total  # what is of second order cancels
-    assert abs(total) > 1e-3
+    assert abs(total) > 1e-2  # float32 is no part of the difference
     assert down.sum - up.sum == pytest.approx(total, rel=2e-3)
 
 
@@ -254,7 +258,7 @@ def test_the_planted_path_carries_the_whole_effect_and_decoys_none(planted, down
         decoys = [steps(dead, dead, idle, idle), steps(f"mute {number}", f"subject {number}")]
         for decoy in decoys:
             none = path_patch(planted, prompt, logit_diff(prompt), decoy, **how)
-            assert abs(none.table["carried"][0]) > 1  # it is alive
+            assert abs(np.asarray(none.table["carried"])[0]) > 1  # it is alive
             assert none.effects[0] == pytest.approx(0, abs=1e-3)
             assert none.total == pytest.approx(0, abs=1e-3)
 
