@@ -19,9 +19,12 @@ from circuits import (
     Site,
     TokenNode,
     UserError,
+    corrupted_reference,
     splice,
+    zero_reference,
 )
 from circuits.nodes import BiasNode
+from circuits.outputs import LAST_LOGITS
 from circuits.trace import Trace
 from experiments.edges.choice import mlp_between
 from experiments.edges.held import Held, shifts
@@ -55,15 +58,21 @@ def knockouts(model, attribution):
 
 
 def test_holding_every_site_clean_changes_nothing(model):
+    """Bit for bit: alone, and beside rows that do change."""
     ids = model.tokens(PROMPT)
     held = Held.of(model, ids)
-    places = {site: [(0, pos) for pos in range(ids.shape[1])] for site in model.sites}
-    seen, logits = held.run([()], places)
+    places = {site: [(-1, pos) for pos in range(ids.shape[1])] for site in model.sites}
+    seen, logits = held.run([], places)
     assert list(seen) == list(model.sites)
     for site, here in seen.items():
-        assert torch.equal(here.read, here.clean_read), site
-        assert torch.allclose(here.read, held.reads[site][0], atol=1e-5), site
-    assert torch.allclose(logits[0, -1], model(PROMPT)[0, -1], atol=1e-5)
+        assert torch.equal(here.read, held.reads[site][0]), site
+        assert torch.equal(here.written, held.writes[site][0]), site
+    assert torch.equal(logits, model.run(ids, output=LAST_LOGITS))
+    node = ErrorNode(Site(0, "resid"), 4)
+    change = shifts(model, node, torch.ones(model.config.hidden_size))
+    seen, logits = held.run([(), change], {site: [(0, 4)] for site in model.sites})
+    assert all(torch.equal(here.read, here.clean_read) for here in seen.values())
+    assert torch.equal(logits[0], logits[2])
 
 
 def test_a_change_stops_at_the_next_site(model):
@@ -221,13 +230,75 @@ def test_an_error_node_takes_along_the_latents_it_carries(model):
     )
 
 
-def test_where_nothing_but_a_sum_lies_between_the_knock_out_is_the_edge(knockouts):
-    linear = knockouts.table[knockouts.table["stretch"].isin(["resid -> resid", "mlp -> resid"])]
-    assert len(linear) > 5
-    assert not linear["mlp_between"].any()
-    assert linear["pre_activation_change"].to_numpy() == pytest.approx(
-        linear["weight"], rel=1e-3, abs=1e-4
+@pytest.mark.parametrize(
+    ("convention", "kind", "max_latents"),
+    [("frozen", zero, 60), ("frozen", patch, 60), ("frozen", patch, None), ("live", zero, 60)],
+)
+def test_where_nothing_but_a_sum_lies_between_the_knock_out_is_the_edge(
+    model, convention, kind, max_latents
+):
+    """To 1e-4 of the largest; against either reference, with errors that carry latents or none.
+
+    Against the corrupted prompt, sources are among them that only that prompt switches on.
+    """
+    reference = {"zero": zero_reference, "patch": corrupted_reference}[kind().name](model, PROMPT)
+    edges = attribute(
+        model, PROMPT, METRIC, max_latents=max_latents, reference=reference,
+        attention=convention, norms=convention,
+    )  # fmt: skip
+    result = edge_knockout(model, PROMPT, METRIC, edges, top=100, n_random=200, kind=kind())
+    assert set(result.frame()["edges_against"]) == {reference.name}
+    linear = result.table["stretch"].isin(
+        ["resid -> resid", "resid error -> resid", "mlp -> resid", "mlp error -> resid"]
     )
+    linear = np.asarray(linear)
+    assert linear.sum() > 20
+    assert not np.asarray(result.table["mlp_between"])[linear].any()
+    weight, found = (
+        np.asarray(result.table[name])[linear] for name in ("weight", "pre_activation_change")
+    )
+    assert np.abs(found - weight).max() < 1e-4 * np.abs(weight).max()
+    assert (result.table["predicted"] == result.table["weight"]).to_numpy().all()
+    off = [
+        isinstance(source, LatentNode) and not edges.acts[edges.nodes.index(source)]
+        for source, _ in result.edges
+    ]
+    assert any(off) == (kind is patch)
+
+
+def test_an_edge_against_one_reference_foretells_what_another_does_to_a_latent(model, attribution):
+    """An edge is linear in its source's change; which way a vector changes, it does not say."""
+    against = attribute(
+        model, PROMPT, METRIC, max_latents=None, attention="live", norms="live",
+        reference=corrupted_reference(model, PROMPT),
+    )  # fmt: skip
+    place = {node: i for i, node in enumerate(against.nodes)}
+    shared = [
+        (source, target)
+        for source, target in edge_knockout(
+            model, PROMPT, METRIC, attribution, top=100, n_random=0
+        ).edges
+        if source in place and against.edges[place[target], place[source]]
+    ]
+    told = {
+        (name, kind().name): edge_knockout(
+            model, PROMPT, METRIC, graph, edges=shared, kind=kind()
+        ).table["predicted"].to_numpy()
+        for name, graph in (("zero", attribution), ("corrupted", against))
+        for kind in (zero, patch)
+    }  # fmt: skip
+    latents = np.array([isinstance(source, LatentNode) for source, _ in shared])
+    assert latents.sum() > 10
+    assert not latents.all()
+    for kind in ("zero", "patch"):
+        one, other = told["zero", kind][latents], told["corrupted", kind][latents]
+        assert np.abs(one - other).max() < 1e-4 * np.abs(one).max()
+    assert np.isnan(told["zero", "patch"][~latents]).all()
+    assert np.isnan(told["corrupted", "zero"][~latents]).all()
+    assert not np.isnan(told["corrupted", "patch"]).any()
+    other = replace(PROMPT, corrupted="w1 w6 w9 w2 w6 w9 w31 w7 w8 w12")
+    there = edge_knockout(model, other, METRIC, against, edges=shared, kind=patch()).table
+    assert np.isnan(there["predicted"].to_numpy()[~latents]).all()
 
 
 def test_the_strongest_and_random_others(model, attribution, knockouts):
@@ -254,6 +325,9 @@ def test_the_strongest_and_random_others(model, attribution, knockouts):
     assert other.edges[:40] == knockouts.edges[:40]
     n_biases = sum(isinstance(nodes[s], BiasNode) for s in edges.coords[1])
     assert knockouts.left_out == {"from biases": n_biases}
+    n_to_latents = sum(isinstance(target, LatentNode) for _, target in sizes)
+    n_strongest = sum(isinstance(target, LatentNode) for _, target in strongest)
+    assert knockouts.provenance["settings"]["drawn_from"] == n_to_latents - n_strongest
 
 
 def test_batches_equal_one_by_one(model, attribution, knockouts):
@@ -285,10 +359,9 @@ def test_an_average_over_donors_is_the_average_of_each(model, attribution, knock
 def test_a_pruned_graph_knows_its_errors_only_if_they_carry_no_latents(model, attribution):
     whole = AttributionGraph.from_attribution(attribution)
     some = prune(whole, keep_influence=0.8)
-    assert (
-        "from errors of a pruned graph"
-        not in edge_knockout(model, PROMPT, METRIC, some, top=5, n_random=5).left_out
-    )
+    known = edge_knockout(model, PROMPT, METRIC, some, top=5, n_random=5)
+    assert "from errors of a pruned graph" not in known.left_out
+    assert known.conventions["random_from"] == "a pruned graph"
     few = AttributionGraph.from_attribution(attribute(model, PROMPT, METRIC, max_latents=30))
     fewer = prune(few, keep_influence=0.7)
     result = edge_knockout(model, PROMPT, METRIC, fewer, top=10_000, n_random=0)
@@ -337,6 +410,7 @@ def test_conventions_are_in_every_form(knockouts, tmp_path):
         "metric": "w3 - w4", "edges": "local Jacobian", "edges_attention": "live",
         "edges_norms": "live", "reference": "zero", "downstream": "recompute",
         "attributed_downstream": "recompute", "knock_out": "attention and norms live",
+        "edges_against": "zero", "random_from": "the whole graph",
     }.items():  # fmt: skip
         assert set(frame[column]) == {value}
     content = json.loads(knockouts.save(tmp_path / "e.json").read_text())
@@ -350,6 +424,10 @@ def test_conventions_are_in_every_form(knockouts, tmp_path):
     x, y = part["predicted"], part["pre_activation_change"]
     assert found["r"]["strongest"] == pytest.approx(x.corr(y))
     assert found["slope"]["strongest"] == pytest.approx((x * y).sum() / (x * x).sum())
+    far = (x - y).abs() > np.maximum(x.abs(), y.abs()) / 2
+    assert found["missed"]["strongest"] == pytest.approx(far.mean())
+    loud = y.abs() >= 0.01 * y.abs().max()
+    assert found["sign"]["strongest"] == pytest.approx((x * y > 0)[loud].mean())
     by = knockouts.agreement(("group", "stretch", "mlp_between"))
     assert by["n"].sum() == len(frame)
 

@@ -351,10 +351,29 @@ def test_the_path_command(saved, tmp_path):
 
 def test_the_edges_command(saved, tmp_path):
     file, _, _ = saved
-    table = tmp_path / "edges.csv"
-    told = CliRunner().invoke(edges_command, [file, "--out", str(table)], catch_exceptions=False)
+    table, record, plot = (tmp_path / f"edges.{suffix}" for suffix in ("csv", "json", "svg"))
+    outs = [word for out in (table, record, plot) for word in ("--out", str(out))]
+    told = CliRunner().invoke(
+        edges_command, [file, "--top", "30", "--random", "20", *outs], catch_exceptions=False
+    )
     assert told.exit_code == 0
+    assert "random ones of the whole graph" in told.output
+    assert len(json.loads(record.read_text())["rows"]) == 50
+    assert "strongest: r = " in plot.read_text()
     head = table.read_text().splitlines()[0]
     assert {"source", "target", "weight", "pre_activation_change", "jump_leak"} <= set(
         head.split(",")
     )
+
+
+def test_edges_are_against_what_sources_are_set_to():
+    """Of a prompt the command makes the graph itself, so that errors too are foretold."""
+    few = ["--top", "5", "--random", "5"]
+    told = CliRunner().invoke(
+        edges_command, ["--task", "ioi", "--kind", "patch", *few], catch_exceptions=False
+    )
+    assert "against corrupted" in told.output
+    alone = ["when Mary and John went to", *few]
+    assert CliRunner().invoke(edges_command, alone, catch_exceptions=False).exit_code == 0
+    refused = CliRunner().invoke(edges_command, [*alone, "--kind", "patch"])
+    assert "give one with --corrupted" in str(refused.exception)
