@@ -85,7 +85,7 @@ def edges(
         f"{told['attributed_downstream']}; random ones of {told['random_from']}"
     )
     click.echo(
-        f"knocked out set to {told['reference']}, {told['knock_out']}; the metric with downstream "
+        f"knock-outs  {told['reference']}, {told['knock_out']}; the metric with downstream "
         f"{downstream}"
     )
     for why, n in result.left_out.items():

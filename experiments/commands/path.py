@@ -50,9 +50,9 @@ def path(
     """Patch paths: the source is changed, and only the edges of a path carry the change.
 
     Each node takes the value that it gets from the one before it, every other spliced site held
-    clean. The total is what the metric loses when the source is ablated and all else may follow.
-    With --from, paths are those of the graph; of a prompt, of a graph of 400 latents against what
-    the source is set to.
+    clean; a step that crosses another site carries nothing. The total is what the metric loses
+    when the source is ablated and all else may follow. With --from, paths are those of the graph;
+    of a prompt, of a graph of 400 latents against what the source is set to.
 
     \b
     Examples:
@@ -90,7 +90,7 @@ def path(
     click.echo(f"{model.name}: {prompt.text!r}")
     click.echo(f"metric   {metric.name}")
     click.echo(
-        f"source   set to {kind}; other sites held clean; total with downstream {downstream}\n"
+        f"source   {result.conventions['reference']}; other sites held clean; total with downstream {downstream}\n"
     )
     click.echo(result.text() + "\n")
     names = [*map(str, range(len(result.paths))), "sum", "left over", "total"]

@@ -41,10 +41,11 @@ def edge_figure(result: EdgeKnockouts) -> Figure:
         axes.set_xlabel(f"foretold: {what}", fontsize=9, parse_math=False)
         axes.set_ylabel(f"knocked out: {what}", fontsize=9, parse_math=False)
         if len(frame):
-            axes.legend(frameon=False, fontsize=8, loc="upper left")
+            axes.legend(frameon=False, fontsize=8, loc="best")
     figure.suptitle(
         f"edges ({told['edges']}, attention {told['edges_attention']}, norms "
-        f"{told['edges_norms']}); sources set to {told['reference']},\nattention and norms live; "
+        f"{told['edges_norms']}, against {told['edges_against']}); knock-outs: {told['reference']},"
+        f"\nattention and norms live; "
         f"metric: the target alone changed, downstream {told['downstream']}",
         fontsize=9,
     )

@@ -147,7 +147,8 @@ def path_patch(
         prompt: One text, with a corrupted partner for the default kind.
         metric: A `Metric`, `Targets` (their weighted sum), or a function of the logits.
         paths: One path, or several from the same source: a latent, an error or a token first, then
-            latents and errors, each above the one before. A logit node at the end may be left out;
+            latents and errors, each above the one before. Over a step that crosses another spliced
+            site nothing is carried, as no edge does that. A logit node at the end may be left out;
             one of several targets means that target's share.
         graph: Whose attributed effect of each path is set beside the measured one; made against
             the same reference, or else in proportion to what the source, a latent, loses.

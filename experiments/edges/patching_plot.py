@@ -33,7 +33,7 @@ def path_figure(result: PathPatch) -> Figure:
     conventions = result.conventions
     axes.set_xlabel(f"effect on {conventions['metric']}", fontsize=9, parse_math=False)
     axes.set_title(
-        f"paths from {result.paths[0][0]}: set to {conventions['reference']}, other sites held "
+        f"paths from {result.paths[0][0]}: {conventions['reference']}, other sites held "
         f"clean;\ntotal with downstream {conventions['downstream']}",
         fontsize=9,
         parse_math=False,
