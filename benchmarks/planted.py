@@ -88,7 +88,13 @@ def edges_table(cases: Sequence[Case]) -> None:
         member = one.edges_on_circuit()
         add(table, edge_scores(one), member)
         sizes.append((sum(member), len(member)))
-    show(f"Edges, reference {cases[0].reference.name}, downstream freeze", table, sizes)
+    reference = cases[0].reference.name
+    show(f"Edges, reference {reference}, downstream freeze", table, sizes)
+    if reference == "corrupted":
+        click.echo(
+            "\nA graph has no edges to latents that are off on its prompt; those of the circuit "
+            "are on in the partner, and the graph of that prompt has them."
+        )
 
 
 @click.command(help=__doc__)

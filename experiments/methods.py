@@ -46,7 +46,10 @@ class Method:
     )
 
     def rank(self, question: Question, *, errors: bool = False) -> list[SpanNode]:
-        """All nodes, best first; error nodes among them with `errors`."""
+        """All nodes, best first; with `errors` also errors, but by learned masks, which keep them.
+
+        Of two nodes with one score the one that comes first in the pass does so here.
+        """
         nodes, scores = self.score(question)
         order = np.argsort(-scores, kind="stable").tolist()
         return [nodes[i] for i in order if errors or nodes[i].latent is not None]
