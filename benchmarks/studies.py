@@ -5,9 +5,7 @@
 1. *Attributed against measured*, patching: single effects by gradient x activation (Pearson's r and
    overlap of the 20 strongest, mean over prompts), joint effects of whole sites by joint integrated
    gradients (relative L1, mean over prompts).
-2. *Edges*: weights against changes of pre-activations when the source is zeroed, of the strongest
-   200 edges and 200 random ones, with attention and norms live, on the first prompts.
-3. *Circuits*: nodes ranked by gradient x activation on training prompts, kept on held-out ones,
+2. *Circuits*: nodes ranked by gradient x activation on training prompts, kept on held-out ones,
    others patched: F with the 5-95 % band of 20 random circuits with as many nodes at each site.
 """
 
@@ -20,27 +18,23 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
-import numpy as np
 import torch
 
-from attribution import attribute
 from circuits import SplicedModel, load
-from experiments import attribution_report, dataset_circuit, edge_knockout, faithfulness_curve
-from experiments.kinds import patch, zero
+from experiments import attribution_report, dataset_circuit, faithfulness_curve
+from experiments.kinds import patch
 from experiments.named import spans_for
 from experiments.study.report import markdown_table
 from experiments.tasks import TASKS, Task
 
 SIZES = (30, 100, 300, 1000)
-N_EDGES = 200
 
 
 @click.command()
 @click.option("--prompts", default=5, show_default=True, help="Held-out prompts of each task.")
-@click.option("--edge-prompts", default=2, show_default=True, help="Of them, for edges.")
 @click.option("--tasks", default=",".join(TASKS), help="Names, by commas; all by default.")
-def main(prompts: int, edge_prompts: int, tasks: str) -> None:
-    """Print three Markdown tables."""
+def main(prompts: int, tasks: str) -> None:
+    """Print two Markdown tables."""
     import pandas as pd
 
     start, model = time.perf_counter(), load("tiny")
@@ -48,7 +42,6 @@ def main(prompts: int, edge_prompts: int, tasks: str) -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}\n")
     for title, rows in (
         ("Attributed against measured", [agreement(model, TASKS[n], prompts) for n in names]),
-        ("Edges", [edges(model, TASKS[n], edge_prompts) for n in names]),
         ("Circuits", [row for n in names for row in circuits(model, TASKS[n], prompts)]),
     ):
         print(f"### {title}\n")
@@ -76,32 +69,6 @@ def agreement(model: SplicedModel, task: Task, n: int) -> dict[str, Any]:
         "joint 30 % L1": joint["joint 30 %"]["relative_l1"],
         "joint 100 % L1": joint["joint 100 %"]["relative_l1"],
     }
-
-
-def edges(model: SplicedModel, task: Task, n: int) -> dict[str, Any]:
-    """Edges of one task, all prompts together."""
-    import pandas as pd
-
-    tables = []
-    for prompt in task.prompts("heldout", n=n):
-        metric = task.metric(prompt)
-        found = attribute(model, prompt, metric, max_latents=300, attention="live", norms="live")
-        tables.append(
-            edge_knockout(
-                model, prompt, metric, found, kind=zero(), top=N_EDGES, n_random=N_EDGES
-            ).table
-        )
-    table = pd.concat(tables)
-    told: dict[str, Any] = {"task": task.name}
-    for group in ("strongest", "random"):
-        part: Any = table[table["group"] == group]
-        part = part.dropna(subset=["predicted"])
-        pair = np.asarray(part[["predicted", "pre_activation_change"]], dtype=float)
-        told[f"r, {group}"] = float(np.corrcoef(pair.T)[0, 1])
-        linear = pair[~np.asarray(part["mlp_between"], dtype=bool)]
-        told[f"r, {group}, no MLP between"] = float(np.corrcoef(linear.T)[0, 1])
-        told[f"jump leak, {group}"] = float(np.nanmedian(np.asarray(part["jump_leak"], float)))
-    return told
 
 
 def circuits(model: SplicedModel, task: Task, n: int) -> Iterator[dict[str, Any]]:

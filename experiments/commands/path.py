@@ -89,10 +89,8 @@ def path(
     )  # fmt: skip
     click.echo(f"{model.name}: {prompt.text!r}")
     click.echo(f"metric   {metric.name}")
-    click.echo(
-        f"source   {result.conventions['reference']}; other sites held clean; total with downstream "
-        f"{downstream}\n"
-    )
+    told = result.conventions["reference"]
+    click.echo(f"source   {told}; other sites held clean; total with downstream {downstream}\n")
     click.echo(result.text() + "\n")
     names = [*map(str, range(len(result.paths))), "sum", "left over", "total"]
     rows = [
