@@ -179,8 +179,11 @@ def _check(
     nodes: Sequence[SpanNode],
     downstream: str,
 ) -> None:
-    if len(prompts) != len(spans) or not prompts:
-        raise UserError(f"{len(prompts)} prompts and spans of {len(spans)}; give one each")
+    if not len(prompts) or len(prompts) != len(spans):
+        raise UserError(
+            f"{len(prompts)} prompts and spans of {len(spans)}; give at least one prompt, and the "
+            "spans of the same prompts"
+        )
     if not nodes or any(node.latent is None for node in nodes):
         raise UserError("masks are learned over latents; give at least one, and no errors")
     for node in nodes:

@@ -20,7 +20,11 @@ from experiments.spans import SpanNode, Spans
 
 @dataclass(frozen=True)
 class Question:
-    """What nodes are ranked for."""
+    """What nodes are ranked for.
+
+    Raises:
+        UserError: no prompts, or spans of other prompts.
+    """
 
     model: SplicedModel
     prompts: Sequence[Prompt]
@@ -29,6 +33,13 @@ class Question:
     kind: AblationKind
     downstream: str = "recompute"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not len(self.prompts) or len(self.prompts) != len(self.spans):
+            raise UserError(
+                f"{len(self.prompts)} prompts and spans of {len(self.spans)}; give at least one "
+                "prompt, and the spans of the same prompts"
+            )
 
 
 @dataclass(frozen=True)

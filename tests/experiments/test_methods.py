@@ -218,3 +218,9 @@ def test_random_rankings_are_right_half_of_the_time(planted):
 def test_an_unknown_method_is_refused():
     with pytest.raises(UserError, match="no method 'gradients'; choose gradient x activation, "):
         method_named("gradients")
+
+
+@pytest.mark.parametrize("n", [0, 2])
+def test_spans_are_of_the_prompts(asked, n):
+    with pytest.raises(UserError, match=f"{n} prompts and spans of 3; give at least one"):
+        replace(asked, prompts=PROMPTS[:n])
