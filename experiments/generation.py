@@ -6,7 +6,7 @@ same steered pass that `steer` measures.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,10 +79,7 @@ def generate(
     if temperature < 0:
         raise UserError(f"temperature={temperature}; give 0 for the likeliest token, or more")
     amounts = _checked(model, steer or {})
-    ids = model.tokens(prompt)
-    if len(ids) != 1:
-        raise UserError(f"a continuation is of one prompt; got {len(ids)}")
-    _check_length(model, ids.shape[1], max_new_tokens)
+    ids = check_continuation(model, prompt, list(amounts), max_new_tokens)
     n_given, ends, ended = ids.shape[1], _end_ids(model), False
     generator = torch.Generator().manual_seed(seed)
     while ids.shape[1] < n_given + max_new_tokens and not ended:
@@ -98,6 +95,27 @@ def generate(
         words=tuple(model.vocabulary.words(new)),
         ended=ended,
     )
+
+
+def check_continuation(
+    model: SplicedModel, prompt: str | Prompt, nodes: Sequence[SpanNode], max_new_tokens: int
+) -> Tensor:
+    """The tokens `[1, pos]` of `prompt`, if it can be continued with `nodes` raised.
+
+    Raises:
+        UserError: as `generate`.
+    """
+    for node in nodes:
+        if node.span != EVERYWHERE:
+            raise UserError(
+                f"{node} is at a span, but a continuation is steered at every position; "
+                f"leave @{node.span} out"
+            )
+    ids = model.tokens(prompt)
+    if len(ids) != 1:
+        raise UserError(f"a continuation is of one prompt; got {len(ids)}")
+    _check_length(model, ids.shape[1], max_new_tokens)
+    return ids
 
 
 def _logits(
@@ -132,12 +150,6 @@ def _checked(model: SplicedModel, steer: Amounts) -> dict[SpanNode, float]:
     if not steer:
         return {}
     nodes = steered_nodes(model, list(steer))
-    for node in nodes:
-        if node.span != EVERYWHERE:
-            raise UserError(
-                f"{node} is at a span, but a continuation is steered at every position; "
-                f"leave @{node.span} out"
-            )
     amounts = checked_numbers(list(steer.values()), "an amount of")
     return dict(zip(nodes, amounts, strict=True))
 

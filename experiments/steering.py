@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -23,7 +24,7 @@ from circuits import Prompt, SplicedModel, UserError
 from experiments.pooled import MetricOf, metric_of_name, pairs_of
 from experiments.records import record_prompts
 from experiments.results import Result
-from experiments.spans import SpanNode, Spans
+from experiments.spans import END, REST, SpanNode, Spans
 from experiments.statistics import cluster_interval
 from experiments.steering_plot import steering_figure
 from experiments.steering_runs import SteeringPlan, divergences, largest_activations, responses
@@ -62,7 +63,7 @@ class SteeringCurve(Result):
     - `slope`, `slope_low`, `slope_high`: of the response at dose 0, in the metric's units a dose:
       the difference quotient of the smallest dose of which both signs were given (`step`); NaN if
       there is none.
-    - `attributed`: the slope that `estimator` foretells.
+    - `attributed`: the slope that `estimator` foretells; `ratio`: `slope / attributed`.
 
     Attributes:
         nodes: The latents.
@@ -96,7 +97,8 @@ class SteeringCurve(Result):
         told = ", ".join(f"{key} {value}" for key, value in self.conventions.items())
         return (
             f"SteeringCurve({', '.join(map(str, self.nodes))} on {len(self.responses)} prompts; "
-            f"slope {self.slope:+.4g}, attributed {self.attributed:+.4g} a dose; {told})"
+            f"slope {self.slope:+.4g}, attributed {self.attributed:+.4g} a dose, "
+            f"ratio {self.ratio:.3g}; {told})"
         )
 
     @property
@@ -109,6 +111,11 @@ class SteeringCurve(Result):
         """The slope that the gradient foretells; mean over prompts."""
         return float(self.attributed_slopes.mean())
 
+    @property
+    def ratio(self) -> float:
+        """`slope / attributed`: 1 where the gradient foretells it; NaN where that is 0."""
+        return self.slope / self.attributed if self.attributed else math.nan
+
     def amounts(self, dose: float) -> dict[SpanNode, float]:
         """What `dose` raises each latent by, as `generate` takes it."""
         return {node: dose * scale for node, scale in zip(self.nodes, self.scales, strict=True)}
@@ -116,7 +123,8 @@ class SteeringCurve(Result):
     def frame(self) -> DataFrame:
         """One line a dose, with the latents and conventions as columns."""
         told = {"n_prompts": len(self.responses), "n_neutral": self.n_neutral, **self.conventions}
-        return self.table.assign(nodes=", ".join(map(str, self.nodes)), **told)
+        nodes = ", ".join(map(str, self.nodes))
+        return self.table.assign(ratio=self.ratio, nodes=nodes, **told)
 
     def figure(self) -> Figure:
         """The response and the KL on neutral text, by dose, over those of random directions."""
@@ -149,7 +157,7 @@ def steer(
         model: The spliced model.
         prompts: Texts or prompts, whatever `metric` takes.
         nodes: Latents: `mlp.3/latent.901` at every position but BOS, `mlp.3/latent.901@subject` at
-            the positions of a span.
+            the positions of a span, `mlp.3/latent.901@end` without `spans` at the last position.
         metric: From a prompt to its metric.
         doses: Multiples of each latent's scale; 0, the clean model, is always among them.
         scales: For each latent, in units of its activation; negative ones lower it at positive
@@ -175,6 +183,7 @@ def steer(
     check_convention(downstream)
     check_batch_size(batch_size)
     texts = _neutral_texts(model, neutral, seed)
+    spans = _ends(model, prompts) if spans is None else spans
     raised = (
         largest_activations(model, prompts, nodes)
         if scales is None
@@ -212,7 +221,7 @@ def steer(
         "nodes": [str(node) for node in nodes],
         "scales": list(raised),
         "doses": list(doses),
-        "spans": list(spans.names) if spans else None,
+        "spans": list(spans.names),
         "neutral": {"n": len(texts), "digest": digest(texts)},
         "n_random": n_random,
         "n_bootstrap": n_bootstrap,
@@ -264,6 +273,13 @@ def _slopes(values: Array, doses: tuple[float, ...]) -> tuple[Array, float]:
     return (up - down) / (2 * step), step
 
 
+def _ends(model: SplicedModel, prompts: Sequence[str | Prompt]) -> Spans:
+    """The last position of each prompt as the span `end`, the others as `rest`."""
+    lengths = [model.tokens(prompt).shape[1] for prompt in prompts]
+    places = [{REST: tuple(range(1, n - 1)), END: (n - 1,)} for n in lengths]
+    return Spans((REST, END), tuple(places))
+
+
 def _neutral_texts(
     model: SplicedModel, neutral: Sequence[str | Prompt] | None, seed: int
 ) -> list[str]:
@@ -303,11 +319,11 @@ def _check(
         raise UserError("give a list of prompts, at least one")
     if not any(doses) or len(set(doses)) < len(doses):
         raise UserError(f"doses {list(doses)}; give each once, and at least one that is not 0")
-    named = next((node for node in nodes if node.span != EVERYWHERE), None)
+    named = next((node for node in nodes if node.span not in (EVERYWHERE, END)), None)
     if named and spans is None:
         raise UserError(
             f"{named} is at a span, but no spans were given; give spans=, or leave "
-            f"@{named.span} out to steer everywhere"
+            f"@{named.span} out to steer everywhere, or give @{END} for the last position"
         )
     if spans is not None and len(spans) != len(prompts):
         raise UserError(f"spans of {len(spans)} prompts for {len(prompts)} prompts; give one each")

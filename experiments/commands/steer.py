@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 @click.command(short_help="Raise latents: response by dose, side effects, continuations.")
 @click.option(
     "--latent", "latents", multiple=True, required=True, metavar="NODE",
-    help="mlp.3/latent.901, or at a named span mlp.3/latent.901@subject. May be repeated: they "
-    "are raised together.",
+    help="mlp.3/latent.901, or at a named span mlp.3/latent.901@subject, or at the last position "
+    "mlp.3/latent.901@end. May be repeated: they are raised together.",
 )  # fmt: skip
 @click.option(
     "--dose", "doses", type=float, multiple=True, metavar="X",
@@ -66,12 +66,16 @@ def steer(
     """
     from pathlib import Path
 
+    from experiments.generation import check_continuation
     from experiments.steering import DOSES
     from experiments.steering import steer as steer_latents
+    from experiments.steering_vectors import steered_nodes
 
     if start is not None:
-        many.model.tokens(start)  # refused now, not after all the work
+        # refused now, not after all the work
+        check_continuation(many.model, start, steered_nodes(many.model, latents), n_tokens)
     lines = Path(neutral).read_text(encoding="utf-8").splitlines() if neutral else None
+    spanned = any("@" in name and not name.endswith("@end") for name in latents)
     curve = steer_latents(
         many.model,
         many.prompts,
@@ -79,7 +83,7 @@ def steer(
         many.metric,
         doses=doses or DOSES,
         scales=scales or None,
-        spans=many.spans(many.prompts) if any("@" in name for name in latents) else None,
+        spans=many.spans(many.prompts) if spanned else None,
         neutral=lines and [line for line in lines if line.strip()],
         n_random=n_random,
         downstream=many.downstream,

@@ -1,7 +1,7 @@
 """Steering adds decoder rows to the model: a plain hook on the Hugging Face model does the same."""
 
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
@@ -50,7 +50,14 @@ def curve(model):
 
 
 def by_hand(plain, ids, vectors, at=slice(1, None)):
-    """Logits with `vectors {Site: [d]}` added by hooks on Hugging Face's modules."""
+    """Logits with `vectors {Site: [d]}` added."""
+    with by_hooks(plain, vectors, at), torch.no_grad():
+        return plain(ids).logits
+
+
+@contextmanager
+def by_hooks(plain, vectors, at):
+    """`vectors {Site: [d]}` are added at positions `at` by hooks on Hugging Face's modules."""
 
     def add(vector):
         def hook(module, inputs, output=None):
@@ -65,14 +72,14 @@ def by_hand(plain, ids, vectors, at=slice(1, None)):
 
         return hook
 
-    with ExitStack() as stack, torch.no_grad():
+    with ExitStack() as stack:
         for site, vector in vectors.items():
             module = HOOKS[site.kind](plain.model.layers[site.layer])
             before = site.kind == "attn"
             register = module.register_forward_pre_hook if before else module.register_forward_hook
             handle = register(add(vector))
             stack.callback(handle.remove)
-        return plain(ids).logits
+        yield
 
 
 def vectors_of(model, amounts):
@@ -153,6 +160,7 @@ def test_kl_is_that_of_distributions_worked_out_by_hand(model, plain, curve):
 def test_the_slope_of_tiny_doses_is_the_attributed_one(gemma_folder, downstream, tiny):
     bridge = load_gemma(str(gemma_folder), device="cpu", dtype=torch.float64)
     exact = splice(bridge, random_dictionaries(dtype=torch.float64), name="exact")
+    prompts = PROMPTS[:3]
 
     def metric(prompt):  # of the logits as they are: `logit_diff` rounds them to float32
         right, wrong = exact.token_id(prompt.target), exact.token_id(prompt.foil)
@@ -161,23 +169,24 @@ def test_the_slope_of_tiny_doses_is_the_attributed_one(gemma_folder, downstream,
     for nodes in ([name] for name in NODES):
         curve = steer(
             exact,
-            PROMPTS,
+            prompts,
             nodes,
             metric,
-            doses=(-tiny, tiny, 1),
+            doses=(-tiny, tiny),
             neutral=NEUTRAL[:1],
             n_random=0,
             downstream=downstream,
         )
         (node,), (scale,) = curve.nodes, curve.scales
         row = scale * exact.dictionaries[node.site].W_dec[node.latent]
-        for i, prompt in enumerate(PROMPTS):
+        for i, prompt in enumerate(prompts):
             effects = total_effects(exact, prompt, logit_diff(prompt), downstream=downstream)
             told = effects.sites[node.site].grad_output[1:].sum(0) @ row.float()
             assert curve.attributed_slopes[i] == pytest.approx(told.item(), rel=1e-4, abs=1e-5)
         # Gemma's norms compute in float32 whatever the model's dtype
         known = 5e-7 / tiny
         np.testing.assert_allclose(curve.slopes, curve.attributed_slopes, rtol=1e-3, atol=known)
+        assert curve.ratio == pytest.approx(1, abs=1e-3 + known / abs(curve.attributed))
         assert curve.table["step"][0] == tiny
 
 
@@ -252,6 +261,26 @@ def test_a_span_is_steered_alone_and_neutral_texts_everywhere(model, plain):
     assert curve.table["kl"].tolist() == everywhere.table["kl"].tolist()
 
 
+def test_the_last_position_needs_no_spans(model, plain):
+    prompts = [PROMPTS[0], "w3 w8 w2 w2"]  # of different lengths
+    curve = steer(
+        model,
+        prompts,
+        ["mlp.0/latent.30@end", "resid.1/latent.12"],
+        lambda prompt: logit_diff("w4", "w6"),
+        doses=[1],
+        neutral=NEUTRAL[:1],
+        n_random=0,
+    )
+    at_end, anywhere = (vectors_of(model, {n: a}) for n, a in curve.amounts(1).items())
+    right, wrong = model.token_id("w4"), model.token_id("w6")
+    for i, prompt in enumerate(prompts):
+        ids = model.tokens(prompt)
+        with by_hooks(plain, at_end, at=slice(-1, None)):
+            last = by_hand(plain, ids, anywhere)[0, -1]
+        assert curve.responses[i, 1] == pytest.approx((last[right] - last[wrong]).item(), abs=2e-4)
+
+
 def test_the_table_holds_means_with_intervals_and_conventions(model, curve, tmp_path):
     frame = curve.frame()
     low, high = cluster_interval(curve.responses, pairs_of(PROMPTS), seed=5)
@@ -262,6 +291,9 @@ def test_the_table_holds_means_with_intervals_and_conventions(model, curve, tmp_
     np.testing.assert_array_equal(frame["random_max"], by_way.max(0))
     mean = np.asarray(frame["response"])
     assert curve.slope == pytest.approx((mean[3] - mean[0]) / 2)  # of doses -1 and 1
+    measured, told = np.asarray(frame["slope"]), np.asarray(frame["attributed"])
+    np.testing.assert_allclose(frame["ratio"], measured / told)
+    assert f"ratio {frame['ratio'][0]:.3g};" in repr(curve)
     for name, value in {
         "metric": "logit_diff",
         "unit": "largest activation",
@@ -277,7 +309,8 @@ def test_the_table_holds_means_with_intervals_and_conventions(model, curve, tmp_
 
 def test_seeds_and_batches(model):
     def run(**how):
-        made = steer(model, PROMPTS[:2], NODES[:1], doses=(-1, 1), neutral=NEUTRAL, **how)
+        how |= {"neutral": NEUTRAL[:2], "n_random": 2}
+        made = steer(model, PROMPTS[:2], NODES[:1], doses=(-1, 1), **how)
         return made.table.to_dict("list")
 
     assert run(seed=3) == run(seed=3)
@@ -357,6 +390,8 @@ def test_the_command(tmp_path):
     [
         (["--latent", "resid.2/latent.722@nowhere"], "no span 'nowhere'"),
         (["--latent", "resid.2/latent.722", "--generate", "the blorp"], "does not know 'blorp'"),
+        (["--latent", "resid.2/latent.722@end", "--generate", "the man"], "leave @end out"),
+        (["--latent", "resid.2/latent.722", "--generate", "the man", "--tokens", "500"], "at most"),
         (["--latent", "mlp.3/latent.901"], "is on nowhere on the 2 prompts"),
         (["--latent", "mlp.3/latent.901", "--scale", "1", "--scale", "2"], "for 1 latents"),
     ],
