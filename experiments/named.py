@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
+from random import Random
 
 from circuits import Prompt, SplicedModel, UserError
-from experiments.datasets import load_pairs, read_pairs
+from experiments.datasets import DATASETS, Pairs, load_pairs, read_pairs
+from experiments.datasets.patterns import SPANS as DATASET_SPANS
 from experiments.pooled import MetricOf
 from experiments.spans import Spans, aligned, by_pattern, whole
 from experiments.tasks import TASKS
-from experiments.tasks.spans import SPANS
+from experiments.tasks.spans import SPANS as TASK_SPANS
 
 
 def prompts_named(
     name: str, n: int, seed: int = 0
 ) -> tuple[Sequence[Prompt], Sequence[Prompt], MetricOf]:
-    """`n` pairs, `n` others, and their metric.
+    """`n` pairs, as many others, and their metric; no text is among both.
 
     Of a task of the bundled model the first are held-out prompts and the others those of its
-    training split; of a data set or a file they follow each other, with no text twice.
+    training split. Of a data set or a file both are drawn with the seed, each text once; a prompt
+    whose partner is asked about among the first is not among the others, for the two are no
+    different witnesses. There may be fewer of either than `n`.
+
+    Args:
+        name: Of a task, a bundled data set, or a file (it has a suffix).
+        n: Of each.
+        seed: Of what is drawn.
 
     Raises:
         UserError: there is nothing of that name.
@@ -29,13 +39,27 @@ def prompts_named(
         task = TASKS[name]
         some, others = (task.prompts(split, n=n, seed=seed) for split in ("heldout", "train"))
         return some, others, task.metric
-    pairs = read_pairs(name) if Path(name).suffix else load_pairs(name, seed=seed)
+    pairs = read_pairs(name) if Path(name).suffix else _bundled(name, seed)
+    order = Random(f"{name} {seed}").sample(list(pairs), len(pairs))
     first: dict[str, Prompt] = {}
-    for prompt in pairs:  # a text may be asked about several answers: once is enough here
+    for prompt in order:  # a text may be asked about several answers: once is enough here
         first.setdefault(prompt.text, prompt)
     chosen = list(first.values())
-    some, others = (replace(pairs, prompts=tuple(p)) for p in (chosen[:n], chosen[n : 2 * n]))
+    asked = {prompt.corrupted for prompt in chosen[:n]}
+    apart = [prompt for prompt in chosen[n:] if prompt.text not in asked]
+    some, others = (replace(pairs, prompts=tuple(p)) for p in (chosen[:n], apart[:n]))
     return some, others, pairs.metric
+
+
+def _bundled(name: str, seed: int) -> Pairs:
+    if name not in DATASETS:
+        known = [*TASKS, *DATASETS]
+        close = get_close_matches(name, known, n=3, cutoff=0.4) or known
+        raise UserError(
+            f"no task, data set or file {name!r}; there is {', '.join(close)}, and a file's name "
+            "ends in .jsonl or .csv"
+        )
+    return load_pairs(name, seed=seed)
 
 
 def spans_for(
@@ -44,21 +68,22 @@ def spans_for(
     """How to find the spans of any of `prompts`, always with the same names.
 
     Args:
-        name: Of the task; some name spans.
+        name: Of a task or bundled data set, which name spans, or of a file.
         prompts: All that are to be compared.
-        how: `named`, `aligned` or `whole`. By default named where the task names spans, else
-            aligned where all prompts have one length, else whole.
+        how: `named`, `aligned` or `whole`. By default named where there are names, else aligned
+            where all prompts have one length, else whole.
 
     Raises:
         UserError: named spans of what names none.
     """
-    if how == "named" and name not in SPANS:
+    patterns = TASK_SPANS.get(name) or DATASET_SPANS.get(name)
+    if how == "named" and patterns is None:
         raise UserError(
-            f"{name} names no spans; those of {', '.join(SPANS)} are named, and from Python "
+            f"{name} names no spans; tasks and bundled data sets do, and from Python "
             "by_pattern(model, prompts, pattern) names others"
         )
-    if how == "named" or (how is None and name in SPANS):
-        return lambda some: by_pattern(model, some, SPANS[name])
+    if patterns is not None and how in ("named", None):
+        return lambda some: by_pattern(model, some, patterns)
     lengths = {model.tokens(prompt).shape[1] for prompt in prompts}
     if how == "aligned" or (how is None and len(lengths) == 1):
         return lambda some: aligned(model, some)

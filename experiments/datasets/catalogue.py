@@ -5,24 +5,23 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from circuits import Prompt, UserError
-from experiments.datasets.made import cities, coloured_objects, indirect_objects
+from circuits import UserError
+from experiments.datasets.made import Made, cities, coloured_objects, indirect_objects
 from experiments.datasets.pairs import Pairs
 from experiments.datasets.readers import read_pairs
+from experiments.datasets.years import by_digits
 
 DATA = Path(__file__).parent / "data"
 SPLITS = ("train", "test")
 FEATURE_CIRCUITS = "saprmarks/feature-circuits 1d87366, MIT"
 EAP_IG = "hannamw/EAP-IG 795f560, MIT"
 MIB = "aaronmueller/MIB cc2a160, Apache-2.0"
-N_MADE = 2000
-"""Pairs of a set that is made from lists."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,15 @@ class Dataset:
         summary: What is asked, in one line.
         source: Repository, commit, licence.
         files: By split, where the publisher splits; else the whole as `all`.
-        make: From a seed to prompts, of sets made from lists.
+        make: From a seed to prompts and what was left out, of sets made from lists.
+        asks: From the pairs that are in the files to those that are asked.
     """
 
     summary: str
     source: str
     files: dict[str, str] | None = None
-    make: Callable[[int], list[Prompt]] | None = None
+    make: Callable[[int], Made] | None = None
+    asks: Callable[[Pairs], Pairs] = lambda pairs: pairs
 
 
 def _read(name: str) -> Any:
@@ -50,19 +51,19 @@ def _split(name: str, *splits: str) -> dict[str, str]:
     return {split: f"agreement/{name}_{split}.jsonl.gz" for split in splits}
 
 
-def _ioi(seed: int) -> list[Prompt]:
+def _ioi(seed: int) -> Made:
     names, objects, places, templates = (
         _read(f"ioi/{part}") for part in ("names", "objects", "places", "templates")
     )
-    return indirect_objects(names, objects, places, templates, n=N_MADE, seed=seed)
+    return indirect_objects(names, objects, places, templates, seed=seed)
 
 
-def _cities(attribute: str) -> Callable[[int], list[Prompt]]:
-    return lambda seed: cities(_read("ravel/ravel_city_entity"), attribute, n=N_MADE, seed=seed)
+def _cities(attribute: str) -> Callable[[int], Made]:
+    return lambda seed: cities(_read("ravel/ravel_city_entity"), attribute, seed=seed)
 
 
-def _colours(seed: int) -> list[Prompt]:
-    return coloured_objects(_read("mcqa/object_color_pairs"), n=N_MADE, seed=seed)
+def _colours(seed: int) -> Made:
+    return coloured_objects(_read("mcqa/object_color_pairs"), seed=seed)
 
 
 DATASETS: dict[str, Dataset] = {
@@ -80,17 +81,23 @@ DATASETS: dict[str, Dataset] = {
         "made from word lists of mattf1n/lm-intervention a35af3d, MIT",
         _split("rc", "train"),
     ),
-    "greater_than": Dataset(
+    "greater_than/years": Dataset(
         "'The war lasted from the year 1732 to the year 17' -> '33' to '99'",
         EAP_IG,
         {"all": "greater_than/greater_than.csv.gz"},
     ),
-    "ioi": Dataset(
+    "greater_than/digits": Dataset(
+        "the same for tokens of one digit, as Gemma's -> '4' to '9'",
+        EAP_IG,
+        {"all": "greater_than/greater_than.csv.gz"},
+        asks=by_digits,
+    ),
+    "ioi/eap_ig": Dataset(
         "'..., Aaron and Amber ... Aaron gave a drink to' -> ' Amber'",
         EAP_IG,
         {"all": "ioi/ioi_llama.csv.gz"},
     ),
-    "ioi/templates": Dataset("the same, from 70 templates and 99 names", MIB, make=_ioi),
+    "ioi/templates": Dataset("the same, from templates and 99 names", MIB, make=_ioi),
     "cities/country": Dataset(
         "'Aarau is a city in the country of' -> ' Switzerland'", MIB, make=_cities("Country")
     ),
@@ -125,18 +132,19 @@ def load_pairs(name: str, split: str = "train", *, seed: int = 0) -> Pairs:
         raise UserError(f"{name} has no split {split!r}; it has {', '.join(known)}")
     full, source = f"{name} {split}", dataset.source
     if dataset.make:
-        return _half(Pairs(tuple(dataset.make(seed)), full, source), split)
+        prompts, left_out = dataset.make(seed)
+        return _half(Pairs(tuple(prompts), full, source, left_out=left_out), split)
     assert dataset.files is not None
     file = dataset.files[split if published else "all"]
-    pairs = read_pairs(DATA / file, name=full, source=source)
+    pairs = dataset.asks(read_pairs(DATA / file, name=full, source=source))
     return pairs if published else _half(pairs, split)
 
 
 def _half(pairs: Pairs, split: str) -> Pairs:
+    """Every second text; what is left out is of the whole."""
     texts = list(dict.fromkeys(prompt.text for prompt in pairs))
     own = set(texts[SPLITS.index(split) :: 2])
-    prompts = tuple(prompt for prompt in pairs if prompt.text in own)
-    return Pairs(prompts, pairs.name, pairs.source, pairs.metric, pairs.left_out)
+    return replace(pairs, prompts=tuple(prompt for prompt in pairs if prompt.text in own))
 
 
 @cache

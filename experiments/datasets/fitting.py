@@ -15,7 +15,7 @@ def fitting(model: SplicedModel, pairs: Iterable[Prompt], *, aligned: bool = Tru
     Args:
         model: Its tokenizer decides.
         pairs: Prompts; a partner or an answer that is None is not looked at.
-        aligned: Whether the partner must have as many tokens, as patching needs.
+        aligned: Whether the partner must have as many tokens, as patching needs, and differ.
     """
     pairs = as_pairs(pairs)
 
@@ -42,6 +42,10 @@ def fitting(model: SplicedModel, pairs: Iterable[Prompt], *, aligned: bool = Tru
             reason = f"{model.name} cannot read it: unknown words, empty, or too long"
         elif any(not is_token(word) for word in (prompt.target, prompt.foil) if word is not None):
             reason = f"an answer is not one token of {model.name}"
+        elif prompt.target is not None and prompt.target == prompt.foil:
+            reason = "both answers are the same"
+        elif aligned and prompt.text == prompt.corrupted:
+            reason = "clean and corrupted are the same"
         elif aligned and len(set(lengths)) > 1:
             reason = "clean and corrupted differ in length"
         else:

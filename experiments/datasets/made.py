@@ -1,4 +1,7 @@
-"""Pairs made from lists: indirect objects, cities and coloured objects; the same for one seed."""
+"""Pairs made from lists: indirect objects, cities and coloured objects; the same for one seed.
+
+Each function gives the prompts, and what of the lists was left out, by reason.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,10 @@ from random import Random
 
 from circuits import Prompt
 
+Made = tuple[list[Prompt], dict[str, tuple[str, ...]]]
+N = 2000
+"""Pairs of a set."""
+
 
 def indirect_objects(
     names: Sequence[str],
@@ -15,24 +22,35 @@ def indirect_objects(
     places: Sequence[str],
     templates: Sequence[str],
     *,
-    n: int,
     seed: int,
-) -> list[Prompt]:
-    """`n` different prompts; in the partner the other name is said twice.
+) -> Made:
+    """In the partner the other name is said twice.
 
-    Templates with "an" are for objects that begin with a vowel, those with "a" for others.
+    Templates with "an" are for objects that begin with a vowel, those with "a" for others; those
+    without an object for any.
     """
+    fitting = {
+        template: [thing for thing in objects if _article_fits(template, thing)]
+        for template in templates
+    }
+    usable = [template for template, things in fitting.items() if things]
+    odd = tuple(template for template, things in fitting.items() if not things)
     rng, found = Random(f"ioi {seed}"), {}
-    while len(found) < n:
-        template, thing = rng.choice(templates), rng.choice(objects)
-        if ("an {object}" in template) != (thing[0] in "aeiou"):
-            continue
+    while len(found) < N:
+        template = rng.choice(usable)
         first, second = rng.sample(names, 2)
         subject, other = rng.sample((first, second), 2)
-        fixed = {"name_A": first, "name_B": second, "place": rng.choice(places), "object": thing}
+        thing, place = rng.choice(fitting[template]), rng.choice(places)
+        fixed = {"name_A": first, "name_B": second, "place": place, "object": thing}
         clean, corrupted = (template.format(name_C=name, **fixed) for name in (subject, other))
         found[clean] = Prompt(clean, f" {other}", f" {subject}", corrupted)
-    return list(found.values())
+    reason = "a template whose article goes with no object"
+    return list(found.values()), {reason: odd} if odd else {}
+
+
+def _article_fits(template: str, thing: str) -> bool:
+    article = re.search(r"\b(an?) {object}", template)
+    return article is None or (article[1] == "an") == (thing[0] in "aeiou")
 
 
 CITY = {
@@ -43,29 +61,25 @@ CITY = {
 """A text for each of RAVEL's attributes that a word or two answer."""
 
 
-def cities(
-    table: Mapping[str, Mapping[str, str]], attribute: str, *, n: int, seed: int
-) -> list[Prompt]:
-    """`n` different prompts; the partner is about a city of which the answer is another.
-
-    Cities whose name says the answer are left to others.
-    """
+def cities(table: Mapping[str, Mapping[str, str]], attribute: str, *, seed: int) -> Made:
+    """The partner is about a city of which the answer is another."""
     rng, found = Random(f"{attribute} {seed}"), {}
     names = [city for city, told in table.items() if told[attribute] not in city]
-    while len(found) < n:
+    telling = tuple(city for city, told in table.items() if told[attribute] in city)
+    while len(found) < N:
         city, other = rng.sample(names, 2)
         target, foil = (table[name][attribute] for name in (city, other))
         if target != foil:
             clean, corrupted = (CITY[attribute].format(city=name) for name in (city, other))
             found[clean] = Prompt(clean, f" {target}", f" {foil}", corrupted)
-    return list(found.values())
+    return list(found.values()), {"a city whose name says the answer": telling} if telling else {}
 
 
-def coloured_objects(pairs: Sequence[Mapping[str, str]], *, n: int, seed: int) -> list[Prompt]:
-    """`n` different questions with two choices; in the partner the choices are swapped."""
+def coloured_objects(pairs: Sequence[Mapping[str, str]], *, seed: int) -> Made:
+    """Questions with two choices; in the partner the choices are swapped."""
     rng, found = Random(f"colours {seed}"), {}
     colours = sorted({pair["color"] for pair in pairs})
-    while len(found) < n:
+    while len(found) < N:
         pair = rng.choice(pairs)
         right, wrong = pair["color"], rng.choice(colours)
         if right == wrong or re.search(rf"\b{wrong}\b", pair["object"]):
@@ -79,4 +93,4 @@ def coloured_objects(pairs: Sequence[Mapping[str, str]], *, n: int, seed: int) -
         clean, corrupted = texts if letter == "A" else texts[::-1]
         foil = "B" if letter == "A" else "A"
         found[clean] = Prompt(clean, f" {letter}", f" {foil}", corrupted)
-    return list(found.values())
+    return list(found.values()), {}

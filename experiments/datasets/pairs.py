@@ -27,7 +27,7 @@ class Pairs(Sequence[Prompt]):
     name: str
     source: str = ""
     metric: MetricOf = logit_diff
-    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -6,28 +6,19 @@ import csv
 import gzip
 import io
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from attribution import logit_diff, prob_diff
-from attribution.metrics import Metric
-from circuits import Prompt, UserError
+from circuits import UserError
+from experiments.datasets.layouts import FEATURE_CIRCUITS, Layout, Row, by_columns, layout_of
 from experiments.datasets.pairs import Pairs, unique
 from experiments.pooled import MetricOf
 
-FEATURE_CIRCUITS = {
-    "text": "clean_prefix",
-    "target": "clean_answer",
-    "foil": "patch_answer",
-    "corrupted": "patch_prefix",
-}
-"""Which of feature-circuits' columns is what of a `Prompt`."""
-
-YEARS = tuple(f"{year:02d}" for year in range(100))
-Rows = Iterable[tuple[int, Mapping[str, Any]]]
-"""With the number of each row's line."""
+Rows = Iterator[tuple[str, Row]]
+"""With where each is from, for messages: `line 3`."""
 
 
 def read_pairs(path: str | Path, *, name: str | None = None, source: str = "") -> Pairs:
@@ -36,12 +27,14 @@ def read_pairs(path: str | Path, *, name: str | None = None, source: str = "") -
     - `.jsonl` or `.json`, a JSON object a line, as feature-circuits': `clean_prefix`,
       `patch_prefix`, `clean_answer`, `patch_answer`.
     - `.csv` as EAP-IG's: `clean`, `corrupted` and, for greater-than, `label`, the last two digits
-      of the first year; without it the answers are the two names of indirect-object prompts.
+      of the first year. Without it the answers are the two names of indirect-object prompts, and
+      the partner is `corrupted_hard` (the other name said twice) where there is that column.
 
     Either may be compressed (`.gz`).
 
     Raises:
-        UserError: the file cannot be read, is empty, or is laid out in another way.
+        UserError: the file cannot be read, is empty, is laid out in another way, or has no row that
+            can be used.
     """
     path = Path(path)
     suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
@@ -52,10 +45,11 @@ def read_pairs(path: str | Path, *, name: str | None = None, source: str = "") -
             "(as EAP-IG's)"
         )
     text = _text(path)
-    rows = _csv_rows(path, text) if suffix == ".csv" else _json_rows(path, text)
-    prompts, left_out, metric = _from_rows(path, list(rows))
-    pairs = Pairs(tuple(prompts), name or path.name, source, metric, left_out)
-    return unique(pairs)
+    rows = list(_csv_rows(path, text) if suffix == ".csv" else _json_rows(path, text))
+    if not rows:
+        raise UserError(f"{path} has no rows; give at least one pair")
+    columns = [column for column in rows[0][1] if column]
+    return _pairs(_known_layout(str(path), columns), rows, name or path.name, source)
 
 
 def from_hugging_face(
@@ -63,7 +57,7 @@ def from_hugging_face(
     *,
     split: str = "train",
     columns: Mapping[str, str] | None = None,
-    metric: MetricOf = logit_diff,
+    metric: MetricOf | None = None,
     **options: Any,
 ) -> Pairs:
     """Pairs from a data set of the Hugging Face hub, or a folder in its layout.
@@ -72,65 +66,70 @@ def from_hugging_face(
         name: For `datasets.load_dataset`.
         split: Of the data set.
         columns: Which column is the `text`, `target`, `foil` and `corrupted` of a prompt; the last
-            three may be left out. Those of feature-circuits by default.
-        metric: From a prompt to its metric.
-        options: Passed on to `datasets.load_dataset`; code of a data set is never run.
+            three may be left out. By default one of the layouts that `read_pairs` knows.
+        metric: From a prompt to its metric; by default that of the layout.
+        options: Passed on to `datasets.load_dataset`, such as `revision` or `data_files`.
 
     Raises:
-        UserError: it cannot be loaded, or has no such column.
+        UserError: it cannot be loaded, runs code of its own, has no such column, or no row that can
+            be used.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    columns = dict(columns or FEATURE_CIRCUITS)
-    strangers = columns.keys() - FEATURE_CIRCUITS.keys()
-    if strangers or "text" not in columns:
+    if columns is not None and ("text" not in columns or columns.keys() - FEATURE_CIRCUITS.keys()):
         raise UserError(
-            f"columns={columns}; name a column for text, and if there are any for target, foil "
-            "and corrupted"
+            f"columns={dict(columns)}; name a column for text, and if there are any for target, "
+            "foil and corrupted"
         )
+    if options.get("trust_remote_code"):
+        raise UserError(f"{name} would run code of its own; give a data set that is only data")
     try:
         table = load_dataset(name, split=split, **options)
     except (OSError, ValueError, DatasetsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot load the data set {name!r}, split {split!r}: {reason}") from None
     there = list(table.column_names or [])
-    for column in columns.values():
-        if column not in there:
-            raise UserError(f"{name} has no column {column!r}; it has {', '.join(there)}")
-    prompts, incomplete = [], []
-    for number, row in enumerate(table):
-        values = {key: row[column] for key, column in columns.items()}  # pyright: ignore[reportCallIssue, reportArgumentType]
-        if all(isinstance(value, str) and value for value in values.values()):
-            prompts.append(Prompt(**values))
-        else:
-            incomplete.append(f"row {number}")
-    left_out = {"a column is empty or no text": tuple(incomplete)} if incomplete else {}
-    return unique(Pairs(tuple(prompts), f"{name} {split}", "", metric, left_out))
+    if missing := [column for column in (columns or {}).values() if column not in there]:
+        raise UserError(f"{name} has no column {missing[0]!r}; it has {', '.join(there)}")
+    layout = by_columns(columns) if columns else _known_layout(name, there)
+    rows = ((f"row {number}", row) for number, row in enumerate(table))
+    pairs = _pairs(layout, rows, f"{name} {split}", "")
+    return pairs if metric is None else replace(pairs, metric=metric)
 
 
-def year_diff(prompt: Prompt) -> Metric:
-    """The probability on later years minus that on others, of `... the year 1352 to the year 13`.
+def _known_layout(name: str, columns: Sequence[str]) -> Layout:
+    layout = layout_of(columns)
+    if layout is None:
+        raise UserError(
+            f"{name} has the columns {', '.join(columns)}; give "
+            f"{', '.join(FEATURE_CIRCUITS.values())} (as feature-circuits) or clean, corrupted "
+            "and, for years, label (as EAP-IG)"
+        )
+    return layout
 
-    Years are pairs of digits, each of which has to be one token.
-    """
-    match = re.search(r"\d\d(\d\d)\b", prompt.text)
-    if match is None:
-        raise UserError(f"no year of four digits in {prompt.text!r}")
-    start = int(match[1])
-    return prob_diff(YEARS[start + 1 :], YEARS[: start + 1], name="p(later) - p(not later)")
+
+def _pairs(layout: Layout, rows: Iterable[tuple[str, Row]], name: str, source: str) -> Pairs:
+    """Each question of the rows once; what is left out is told."""
+    prompts, left_out = layout.read(rows)
+    pairs = Pairs(prompts, name, source, layout.metric, left_out)
+    if not prompts:
+        raise UserError(f"nothing of {name} can be used: {pairs.report()}")
+    return unique(pairs)
 
 
 def _text(path: Path) -> str:
     try:
         data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        # -sig: spreadsheets write a byte order mark before the first column's name
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
 
 
 def _json_rows(path: Path, text: str) -> Rows:
-    for number, line in enumerate(text.splitlines(), 1):
+    # not splitlines: a text may hold one of the other characters that end lines for it
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -140,78 +139,13 @@ def _json_rows(path: Path, text: str) -> Rows:
             raise UserError(message) from None
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: give one JSON object a line")
-        yield number, row
+        yield f"line {number}", row
 
 
 def _csv_rows(path: Path, text: str) -> Rows:
     try:
-        yield from enumerate(csv.DictReader(io.StringIO(text), strict=True), 2)
+        rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        for row in rows:
+            yield f"line {rows.line_num}", row
     except csv.Error as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def _from_rows(
-    path: Path, rows: list[tuple[int, Mapping[str, Any]]]
-) -> tuple[list[Prompt], dict[str, tuple[str, ...]], MetricOf]:
-    if not rows:
-        raise UserError(f"{path} has no rows; give at least one pair")
-    columns = set(rows[0][1])
-    if set(FEATURE_CIRCUITS.values()) <= columns:
-        read, metric = _of_feature_circuits, logit_diff
-    elif {"clean", "corrupted", "label"} <= columns:
-        read, metric = _of_years, year_diff
-    elif {"clean", "corrupted"} <= columns:
-        read, metric = _of_names, logit_diff
-    else:
-        raise UserError(
-            f"{path} has the columns {', '.join(sorted(filter(None, columns)))}; give "
-            f"{', '.join(FEATURE_CIRCUITS.values())} (as feature-circuits) or clean, corrupted "
-            "and, for years, label (as EAP-IG)"
-        )
-    prompts, left_out = [], {}
-    for number, row in rows:
-        found = _read(read, row)
-        if isinstance(found, Prompt):
-            prompts.append(found)
-        else:
-            left_out.setdefault(found, []).append(f"line {number}")
-    return prompts, {reason: tuple(lines) for reason, lines in left_out.items()}, metric
-
-
-def _read(
-    read: Callable[[Mapping[str, Any]], Prompt | str], row: Mapping[str, Any]
-) -> Prompt | str:
-    """A prompt, or why there is none."""
-    try:
-        return read(row)
-    except (KeyError, AttributeError, TypeError):
-        return "a column is missing"
-
-
-def _of_feature_circuits(row: Mapping[str, Any]) -> Prompt | str:
-    values = {key: row[column] for key, column in FEATURE_CIRCUITS.items()}
-    if not all(isinstance(value, str) and value for value in values.values()):
-        return "a column is empty or no text"
-    return Prompt(**values)
-
-
-def _of_years(row: Mapping[str, Any]) -> Prompt | str:
-    label = row["label"].strip()
-    if not re.fullmatch(r"\d\d", label.zfill(2)) or not 0 < int(label) < 99:
-        return "no year before and after the one in label"
-    start = int(label)
-    return Prompt(row["clean"], YEARS[start + 1], YEARS[start - 1], row["corrupted"])
-
-
-def _of_names(row: Mapping[str, Any]) -> Prompt | str:
-    """The name that is said once is the answer, the one that is said twice is not."""
-    clean, corrupted = row["clean"], row.get("corrupted_hard") or row["corrupted"]
-    pair = re.search(r"\b([A-Z][a-z]+) and ([A-Z][a-z]+)\b", clean)
-    if pair is None:
-        return "no two names joined by 'and'"
-    counts = {name: len(re.findall(rf"\b{name}\b", clean)) for name in pair.groups()}
-    once = [name for name, count in counts.items() if count == 1]
-    twice = [name for name, count in counts.items() if count == 2]
-    if len(once) != 1 or len(twice) != 1:
-        return "not one name said once and one said twice"
-    return Prompt(clean, f" {once[0]}", f" {twice[0]}", corrupted)
