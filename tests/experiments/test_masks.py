@@ -20,8 +20,8 @@ from experiments.spans import SpanNode, aligned, whole
 from tests.random_gemma import chosen_dictionaries
 
 PROMPTS = [
-    Prompt("w1 w5 w9 w2 w5 w9 w30", target="w19", foil="w31", corrupted="w1 w20 w9 w2 w5 w9 w30"),
-    Prompt("w4 w5 w6 w2 w8 w9 w30", target="w19", foil="w31", corrupted="w4 w5 w20 w2 w8 w9 w30"),
+    Prompt("w1 w5 w5 w30", target="w19", foil="w31", corrupted="w1 w20 w5 w30"),
+    Prompt("w4 w8 w9 w30", target="w19", foil="w31", corrupted="w20 w8 w9 w30"),
 ]
 CONVENTIONS = ("recompute", "freeze")
 
