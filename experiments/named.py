@@ -40,7 +40,8 @@ def prompts_named(
         some, others = (task.prompts(split, n=n, seed=seed) for split in ("heldout", "train"))
         return some, others, task.metric
     pairs = read_pairs(name) if Path(name).suffix else _bundled(name, seed)
-    order = Random(f"{name} {seed}").sample(list(pairs), len(pairs))
+    # not by the whole path: the draw is the same wherever the file lies
+    order = Random(f"{Path(name).name} {seed}").sample(list(pairs), len(pairs))
     first: dict[str, Prompt] = {}
     for prompt in order:  # a text may be asked about several answers: once is enough here
         first.setdefault(prompt.text, prompt)
