@@ -144,9 +144,9 @@ def checked(values: Tensor, batch: int) -> Tensor:
     return values
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Refuse a pass of nothing."""
-    if batch_size < 1:
+def check_batch_size(batch_size: int | None) -> None:
+    """Refuse a pass of nothing; None leaves the choice to the pass."""
+    if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size={batch_size}; a pass needs at least one row")
 
 

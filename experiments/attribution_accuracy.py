@@ -22,6 +22,7 @@ from attribution import Effects, integrated_each, integrated_effects, logit_diff
 from attribution.metrics import bind
 from circuits import ErrorNode, LatentNode, Prompt, Reference, Site, SplicedModel, UserError
 from experiments.attribution_accuracy_plot import report_figure
+from experiments.checks import check_prompts
 from experiments.kinds import AblationKind, patch
 from experiments.measure import measure
 from experiments.pooled import MetricOf, baseline, changed_to, metric_of_name
@@ -138,8 +139,7 @@ def attribution_report(
     import pandas as pd
 
     kind = kind or patch()
-    if isinstance(prompts, str | Prompt) or not len(prompts):
-        raise UserError("give a list of prompts, at least one")
+    check_prompts(prompts)
     if not all(0 < share <= 1 for share in shares):
         raise UserError(f"shares={list(shares)}; give shares of a site above 0, up to 1")
     parts = []

@@ -105,16 +105,14 @@ class CircuitCases:
         places, there = self.places(ranked)
         given = [int(s * len(self)) if isinstance(s, float) else s for s in sizes if not _all(s)]
         counts = sorted({min(count, len(ranked)) for count in given})
-        if any(map(_all, sizes)):
-            counts = [count for count in counts if count < len(self)]
+        everything = any(map(_all, sizes))
+        if everything:
+            counts = [count for count in counts if count < len(self)] + [len(self)]
         circuits = np.zeros((len(counts), len(self)), dtype=bool)
         for circuit, count in zip(circuits, counts, strict=True):
             circuit[places[:count][there[:count]]] = True
-        if any(map(_all, sizes)):
-            return np.concatenate([circuits, np.ones_like(circuits, shape=(1, len(self)))]), [
-                *counts,
-                len(self),
-            ]
+        if everything:
+            circuits[-1] = True
         return circuits, counts
 
     def metrics(
@@ -188,8 +186,7 @@ def _case(
     ids, score = model.tokens(prompt), bind(metric(prompt), model)
     trace = model.trace(ids)
     errors_at = model.reads(ids)[0] if with_errors else None
-    names = [spans.span_of(i, pos) for pos in range(ids.shape[1])]
-    span = np.array([-1 if name is None else space.spans.index(name) for name in names])
+    span = space.spans_at(spans, i, ids.shape[1])
     runs = []
     for reference in kind.references(model, prompt):
         check_reference(model, reference, ids)

@@ -17,7 +17,7 @@ from experiments.pooled import MetricOf, metric_of_name
 from experiments.rankings import Ranking
 from experiments.records import record_prompts
 from experiments.results import Result
-from experiments.spans import SpanNode, whole
+from experiments.spans import ALL, SpanNode, whole
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -188,7 +188,7 @@ def cross_task(
     tasks = tuple(rankings)
     if set(tasks) != set(prompts):
         raise UserError(f"rankings of {sorted(tasks)} and prompts of {sorted(prompts)}; give both")
-    if any(node.span != "all" for ranking in rankings.values() for node in ranking):
+    if any(node.span != ALL for ranking in rankings.values() for node in ranking):
         raise UserError(
             "nodes of named or aligned spans mean nothing in another task; rank with "
             "spans=whole(model, prompts)"

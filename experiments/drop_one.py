@@ -169,8 +169,7 @@ def minimality(
             `faithfulness_curve` refuses.
     """
     _check(size, n_inflations)
-    if batch_size is not None:
-        check_batch_size(batch_size)
+    check_batch_size(batch_size)
     question = CircuitQuestion.of(
         model, prompts, metric, nodes,
         spans=spans, reference=reference, downstream=downstream, errors=errors,

@@ -100,8 +100,7 @@ def faithfulness_curve(
             metric hardly changes when everything is ablated, so that F means nothing.
     """
     _check(sizes, n_random)
-    if batch_size is not None:
-        check_batch_size(batch_size)
+    check_batch_size(batch_size)
     question = CircuitQuestion.of(
         model, prompts, metric, nodes,
         spans=spans, reference=reference, downstream=downstream, errors=errors,

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from circuits import Prompt, SplicedModel, UserError
 from circuits.outputs import LAST_LOGITS
-from experiments.spans import SpanNode
+from experiments.checks import one_prompt
+from experiments.spans import ALL, SpanNode
 from experiments.steering_vectors import (
-    EVERYWHERE,
     Amounts,
     checked_numbers,
     positions,
@@ -106,14 +106,12 @@ def check_continuation(
         UserError: as `generate`.
     """
     for node in nodes:
-        if node.span != EVERYWHERE:
+        if node.span != ALL:
             raise UserError(
                 f"{node} is at a span, but a continuation is steered at every position; "
                 f"leave @{node.span} out"
             )
-    ids = model.tokens(prompt)
-    if len(ids) != 1:
-        raise UserError(f"a continuation is of one prompt; got {len(ids)}")
+    ids = one_prompt(model, prompt, what="a continuation")
     _check_length(model, ids.shape[1], max_new_tokens)
     return ids
 

@@ -21,6 +21,8 @@ import numpy as np
 from attribution import integrated_effects, logit_diff
 from attribution.metrics import bind
 from circuits import Prompt, SplicedModel, UserError
+from experiments.checks import check_prompts
+from experiments.datasets.pairs import shared_texts
 from experiments.kinds import AblationKind, patch
 from experiments.latent_table_plot import table_figure
 from experiments.pooled import (
@@ -308,9 +310,8 @@ def columns_of(pooled: PooledEffects, nodes: Sequence[SpanNode]) -> Array:
 
 
 def _check(prompts: Sequence[Prompt], heldout: Sequence[Prompt]) -> None:
-    if isinstance(prompts, str | Prompt) or not len(prompts):
-        raise UserError("give a list of prompts, at least one")
-    shared = {prompt.text for prompt in prompts} & {prompt.text for prompt in heldout}
+    check_prompts(prompts)
+    shared = shared_texts(prompts, heldout)
     if shared:
         raise UserError(
             f"{len(shared)} of the held-out prompts are among the prompts, the first is "

@@ -34,6 +34,11 @@ class NodeCodes:
         widest = max(model.dictionaries.summary(site).d_sae for site in model.sites)
         return cls(tuple(model.sites), spans.names, widest + 1)
 
+    def spans_at(self, spans: Spans, i: int, n_pos: int) -> Codes:
+        """The number of each position's span in prompt `i`, `[n_pos]`; -1 at BOS."""
+        numbers = {name: number for number, name in enumerate(self.spans)}
+        return np.array([numbers.get(spans.span_of(i, pos) or "", -1) for pos in range(n_pos)])
+
     def codes(self, site: Site, span: Codes | int, latent: Codes | int | None) -> Codes:
         """Of latents, or (None) of errors, at numbers of spans; elementwise."""
         place = self.sites.index(site) * len(self.spans) + np.asarray(span)

@@ -207,8 +207,7 @@ def _row(
 ) -> tuple[Array, ...]:
     """One prompt's codes, ascending, and for each its effect, its change and whether it is on."""
     n_pos = len(effects.token_effect)
-    names = [spans.span_of(i, pos) for pos in range(n_pos)]
-    span = np.array([-1 if name is None else space.spans.index(name) for name in names])
+    span = space.spans_at(spans, i, n_pos)
     codes, terms = [], []
     for site, e in effects.sites.items():
         pos, latent = e.pos.cpu().numpy(), e.latent.cpu().numpy()

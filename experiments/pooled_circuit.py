@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from attribution import logit_diff, total_effects
 from circuits import Prompt, SplicedModel, UserError
+from experiments.datasets.pairs import shared_texts
 from experiments.kinds import AblationKind, patch
 from experiments.plots import COLOURS
 from experiments.pooled import (
@@ -223,7 +224,7 @@ def dataset_circuit(
 
 
 def _check_overlap(prompts: Sequence[Prompt], test: Sequence[Prompt]) -> None:
-    shared = {prompt.text for prompt in prompts} & {prompt.text for prompt in test}
+    shared = shared_texts(prompts, test)
     if shared:
         raise UserError(
             f"{len(shared)} of {len({p.text for p in test})} test texts are also among the "

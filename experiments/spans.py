@@ -14,6 +14,9 @@ from circuits.nodes import hashed_once
 REST, END = "rest", "end"
 """The spans of what no group of a pattern names, and of the last position if none names it."""
 
+ALL = "all"
+"""The span of every position but BOS, where a prompt is taken as one."""
+
 NAME = r"[^\s@/]+"
 Pattern = str | re.Pattern[str]
 
@@ -138,8 +141,8 @@ def whole(model: SplicedModel, prompts: Sequence[str | Prompt]) -> Spans:
     Raises:
         UserError: the model cannot read one of the prompts.
     """
-    places = [{"all": tuple(range(1, length))} for length in _lengths(model, prompts)]
-    return Spans(("all",), tuple(places))
+    places = [{ALL: tuple(range(1, length))} for length in _lengths(model, prompts)]
+    return Spans((ALL,), tuple(places))
 
 
 def by_pattern(

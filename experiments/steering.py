@@ -21,15 +21,15 @@ from attribution import logit_diff
 from attribution.gradients import check_batch_size, check_convention
 from attribution.prompt_store import digest
 from circuits import Prompt, SplicedModel, UserError
+from experiments.checks import check_prompts
 from experiments.pooled import MetricOf, metric_of_name, pairs_of
 from experiments.records import record_prompts
 from experiments.results import Result
-from experiments.spans import END, REST, SpanNode, Spans
+from experiments.spans import ALL, END, REST, SpanNode, Spans
 from experiments.statistics import cluster_interval
 from experiments.steering_plot import steering_figure
 from experiments.steering_runs import SteeringPlan, divergences, largest_activations, responses
 from experiments.steering_vectors import (
-    EVERYWHERE,
     checked_numbers,
     random_directions,
     steered_nodes,
@@ -315,11 +315,10 @@ def _check(
     spans: Spans | None,
     n_random: int,
 ) -> None:
-    if isinstance(prompts, str | Prompt) or not len(prompts):
-        raise UserError("give a list of prompts, at least one")
+    check_prompts(prompts)
     if not any(doses) or len(set(doses)) < len(doses):
         raise UserError(f"doses {list(doses)}; give each once, and at least one that is not 0")
-    named = next((node for node in nodes if node.span not in (EVERYWHERE, END)), None)
+    named = next((node for node in nodes if node.span not in (ALL, END)), None)
     if named and spans is None:
         raise UserError(
             f"{named} is at a span, but no spans were given; give spans=, or leave "

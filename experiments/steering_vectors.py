@@ -16,10 +16,7 @@ from torch import Tensor
 
 from circuits import Output, Site, SplicedModel, UserError
 from circuits.interventions import Edit
-from experiments.spans import SpanNode, Spans
-
-EVERYWHERE = "all"
-"""The span of every position that dictionaries read; the only one that a new text has."""
+from experiments.spans import ALL, SpanNode, Spans
 
 Amounts = Mapping[SpanNode, float] | Mapping[str, float]
 """What the activation of each latent is raised by: `{"mlp.3/latent.901": 8.0}`."""
@@ -81,7 +78,7 @@ def positions(
     Without spans, or for the span `all`, wherever dictionaries read: BOS is left alone.
     """
     (reads,) = model.reads(ids)
-    if spans is None or node.span == EVERYWHERE:
+    if spans is None or node.span == ALL:
         return reads
     mask = torch.zeros_like(reads)
     mask[[place.pos for place in spans.nodes(node, i)]] = True  # pyright: ignore[reportAttributeAccessIssue]
@@ -159,4 +156,4 @@ def _node(node: SpanNode | str) -> SpanNode:
         return node
     if not isinstance(node, str):
         raise UserError(f"{node!r} names no latent; names look like mlp.3/latent.901")
-    return SpanNode.parse(node if "@" in node else f"{node}@{EVERYWHERE}")
+    return SpanNode.parse(node if "@" in node else f"{node}@{ALL}")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
+from experiments.commands.options import Files, writes
 from experiments.commands.question import Asked, answerable, asks, reference_named
 
 PRINTED = 50
@@ -31,12 +30,7 @@ PRINTED = 50
     "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
     help="Ablations of one pass.",
 )  # fmt: skip
-@click.option(
-    "--out", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
-    help="Where to write, by suffix: .csv, .json (with the provenance), or a scatter plot as "
-    ".svg, .png, .pdf. May be repeated.",
-)  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace files that exist.")
+@writes
 @asks
 def ablate(
     asked: Asked,
@@ -44,8 +38,7 @@ def ablate(
     reference: str,
     downstream: str,
     batch_size: int,
-    out: tuple[Path, ...],
-    force: bool,
+    files: Files,
 ) -> None:
     """Ablate the strongest latents one by one and set what the metric loses beside the attribution.
 
@@ -61,12 +54,8 @@ def ablate(
     from attribution import total_effects
     from experiments import ablate_each
     from experiments.commands.tables import ablation_table
-    from experiments.records import FIGURES, TABLES, check_output
     from graphs import labels_of
 
-    out = tuple(dict.fromkeys(out))
-    for path in out:
-        check_output(path, (*TABLES, *FIGURES), overwrite=force)
     question = answerable(asked, graphs=True)
     values = reference_named(reference, question)
     if question.graph is not None:
@@ -101,6 +90,4 @@ def ablate(
     if len(ablations) > PRINTED:
         click.echo(f"... and {len(ablations) - PRINTED} more")
     click.echo(f"\nr = {ablations.correlation:.3f} over {len(ablations)} latents")
-    for path in out:
-        write = ablations.save if path.suffix in TABLES else ablations.plot
-        click.echo(f"wrote {write(path, overwrite=force)}")
+    files.write(ablations)

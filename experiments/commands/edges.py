@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from experiments.commands.options import Files, writes
 from experiments.commands.question import Asked, Question, answerable, asks, reference_named
 
 if TYPE_CHECKING:
@@ -33,12 +33,7 @@ if TYPE_CHECKING:
     show_default=True, help="What errors do when the target alone is changed.",
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random edges.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
-    help="Where to write, by suffix: .csv, .json (with the provenance), or a scatter plot as "
-    ".svg, .png, .pdf. May be repeated.",
-)  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace files that exist.")
+@writes
 @asks
 def edges(
     asked: Asked,
@@ -47,8 +42,7 @@ def edges(
     kind: str,
     downstream: str,
     seed: int,
-    out: tuple[Path, ...],
-    force: bool,
+    files: Files,
 ) -> None:
     """Ablate the source of each edge, every other spliced site held clean, and read the target.
 
@@ -63,12 +57,8 @@ def edges(
     """
     from experiments.edges.knockout import edge_knockout
     from experiments.kinds import kind_named
-    from experiments.records import FIGURES, TABLES, check_output
     from experiments.results import layout
 
-    out = tuple(dict.fromkeys(out))
-    for path in out:
-        check_output(path, (*TABLES, *FIGURES), overwrite=force)
     question = answerable(asked, graphs=True)
     check_kind(kind, question)
     model, prompt, metric = question.model, question.prompt, question.metric
@@ -100,9 +90,7 @@ def edges(
         ]
         head = [name.replace("_", " ") for name in (*by, *numbers)]
         click.echo(layout(head, rows, left=range(len(by))) + "\n")
-    for path in out:
-        write = result.save if path.suffix in TABLES else result.plot
-        click.echo(f"wrote {write(path, overwrite=force)}")
+    files.write(result)
 
 
 NUMBERS = ("n", "r", "slope", "sign", "missed", "metric_r", "metric_slope", "metric_sign",

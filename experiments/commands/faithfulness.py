@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from math import isnan
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from experiments.commands.options import Files, errors_option, writes
 from experiments.commands.question import Asked, answerable, asks, reference_named
 
 if TYPE_CHECKING:
@@ -30,11 +30,7 @@ if TYPE_CHECKING:
     "--downstream", type=click.Choice(["recompute", "freeze"]), default="recompute",
     show_default=True, help="Kept errors follow the change, or keep their clean values.",
 )  # fmt: skip
-@click.option(
-    "--errors", type=click.Choice(["kept", "scored", "removed"]), default="kept",
-    show_default=True,
-    help="What dictionaries miss is kept, is a node like any other, or is set to the reference.",
-)  # fmt: skip
+@errors_option
 @click.option(
     "--random", "n_random", type=click.IntRange(min=0), default=20, show_default=True, metavar="N",
     help="Random circuits of each size to compare with.",
@@ -44,12 +40,7 @@ if TYPE_CHECKING:
     "--batch-size", type=click.IntRange(min=1), metavar="N",
     help="Circuits of one pass; by default 64, or as many as fit into 256 MB.",
 )  # fmt: skip
-@click.option(
-    "--out", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
-    help="Where to write, by suffix: .csv, .json (with the provenance), or a plot as .svg, .png, "
-    ".pdf. May be repeated.",
-)  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace files that exist.")
+@writes
 @asks
 def faithfulness(
     asked: Asked,
@@ -60,8 +51,7 @@ def faithfulness(
     n_random: int,
     seed: int,
     batch_size: int | None,
-    out: tuple[Path, ...],
-    force: bool,
+    files: Files,
 ) -> None:
     """Keep only the strongest latents, ablate all others, and say how much of the metric is left.
 
@@ -79,11 +69,7 @@ def faithfulness(
     from attribution import total_effects
     from experiments.faithfulness import faithfulness_curve
     from experiments.rankings import strongest_first
-    from experiments.records import FIGURES, TABLES, check_output
 
-    out = tuple(dict.fromkeys(out))
-    for path in out:
-        check_output(path, (*TABLES, *FIGURES), overwrite=force)
     chosen = _sizes(sizes)
     question = answerable(asked, graphs=True)
     values = reference_named(reference, question)
@@ -120,9 +106,7 @@ def faithfulness(
     click.echo(f"errors  {curve.errors}, downstream {curve.downstream}\n")
     click.echo(curve.text())
     click.echo(f"\n{_summary(curve)}")
-    for path in out:
-        write = curve.save if path.suffix in TABLES else curve.plot
-        click.echo(f"wrote {write(path, overwrite=force)}")
+    files.write(curve)
 
 
 def _sizes(text: str) -> list[float]:

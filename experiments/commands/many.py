@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from experiments.commands.options import OUTPUT, Files, with_options
 
 if TYPE_CHECKING:
     from circuits import Prompt, SplicedModel
@@ -48,12 +49,7 @@ _OPTIONS = (
                  help="Kinds of site; transcoder is another."),
     click.option("--device", help="cpu, cuda, ...; CUDA when there is one, by default."),
     click.option("--memory", metavar="AMOUNT", help="What model and dictionaries may take: 20GB."),
-    click.option(
-        "--out", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
-        help="Where to write, by suffix: .csv, .json (with the provenance), or a plot as .svg, "
-        ".png, .pdf. May be repeated.",
-    ),
-    click.option("--force", is_flag=True, help="Replace files that exist."),
+    *OUTPUT,
 )  # fmt: skip
 _NAMES = ("task", "n_prompts", "spanned", "kind_name", "downstream", "seed", "model",
           "dictionaries", "sites", "device", "memory", "out", "force")  # fmt: skip
@@ -76,8 +72,7 @@ class Many:
     kind: AblationKind
     downstream: str
     seed: int
-    out: tuple[Path, ...]
-    force: bool
+    files: Files
     spanned: str | None
 
     def spans(self, prompts: Sequence[Prompt]) -> Spans:
@@ -90,39 +85,28 @@ class Many:
 
     def finish(self, result: Result, top: int | None = 30) -> None:
         """Print the result and write the files that were asked for."""
-        from experiments.records import TABLES
-
         click.echo(f"{self.model.name}: {len(self.prompts)} prompts of {self.name}")
         click.echo(f"{result!r}\n")
         click.echo(result.text(top))
-        for path in self.out:
-            write = result.save if path.suffix in TABLES else result.plot
-            click.echo(f"wrote {write(path, overwrite=self.force)}")
+        self.files.write(result)
 
 
 def asks_many(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command over many prompts its options, as one `many` argument, loaded."""
 
-    def gathered(**options: Any) -> Any:
-        return command(_loaded({name: options.pop(name) for name in _NAMES}), **options)
+    def gather(options: dict[str, Any]) -> dict[str, Any]:
+        return {"many": _loaded({name: options.pop(name) for name in _NAMES}), **options}
 
-    gathered.__doc__ = command.__doc__
-    gathered.__name__ = command.__name__
-    gathered.__click_params__ = getattr(command, "__click_params__", [])  # pyright: ignore[reportFunctionMemberAccess]
-    for option in reversed(_OPTIONS):
-        gathered = option(gathered)
-    return gathered
+    return with_options(command, _OPTIONS, gather)
 
 
 def _loaded(given: dict[str, Any]) -> Many:
     from circuits import UserError, load
+    from experiments.datasets import fitting
     from experiments.kinds import kind_named
     from experiments.named import prompts_named
-    from experiments.records import FIGURES, TABLES, check_output
 
-    out = tuple(dict.fromkeys(given["out"]))
-    for path in out:
-        check_output(path, (*TABLES, *FIGURES), overwrite=given["force"])
+    files = Files.checked(given["out"], given["force"])
     prompts, others, metric = prompts_named(given["task"], given["n_prompts"], given["seed"])
     kind = kind_named(given["kind_name"], others or prompts, seed=given["seed"])
     model = load(
@@ -132,8 +116,6 @@ def _loaded(given: dict[str, Any]) -> Many:
         device=given["device"],
         memory=given["memory"],
     )
-    from experiments.datasets import fitting
-
     kept = fitting(model, prompts, aligned=kind.name == "patch")
     if kept.left_out:
         click.echo(kept.report(), err=True)
@@ -151,7 +133,6 @@ def _loaded(given: dict[str, Any]) -> Many:
         kind=kind,
         downstream=given["downstream"],
         seed=given["seed"],
-        out=out,
-        force=given["force"],
+        files=files,
         spanned=given["spanned"],
     )

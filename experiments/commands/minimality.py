@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from experiments.commands.many import Many, asks_many
+from experiments.commands.options import errors_option
 
 
 @click.command(short_help="Which nodes of a task's circuit it needs, beside random ones.")
@@ -16,11 +17,7 @@ from experiments.commands.many import Many, asks_many
     "--method", default="gradient x activation", show_default=True, metavar="NAME",
     help="What ranks nodes; see circuits study.",
 )  # fmt: skip
-@click.option(
-    "--errors", type=click.Choice(["kept", "scored", "removed"]), default="kept",
-    show_default=True,
-    help="What dictionaries miss is kept, is a node like any other, or is set to the reference.",
-)  # fmt: skip
+@errors_option
 @click.option(
     "--inflations", type=click.IntRange(min=20), default=200, show_default=True, metavar="N",
     help="Random nodes, matched by site, that are added to the circuit.",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from experiments.commands.edges import attribution_against, check_kind
+from experiments.commands.options import Files, writes
 from experiments.commands.question import Asked, answerable, asks
 
 
@@ -30,12 +29,7 @@ from experiments.commands.question import Asked, answerable, asks
     "--downstream", type=click.Choice(["recompute", "freeze", "drop"]), default="recompute",
     show_default=True, help="What errors do in the source's total effect.",
 )  # fmt: skip
-@click.option(
-    "--out", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
-    help="Where to write, by suffix: .csv, .json (with the provenance), or a plot as .svg, .png, "
-    ".pdf. May be repeated.",
-)  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace files that exist.")
+@writes
 @asks
 def path(
     asked: Asked,
@@ -44,8 +38,7 @@ def path(
     strongest: int,
     kind: str,
     downstream: str,
-    out: tuple[Path, ...],
-    force: bool,
+    files: Files,
 ) -> None:
     """Patch paths: the source is changed, and only the edges of a path carry the change.
 
@@ -63,13 +56,9 @@ def path(
     from experiments.edges.patching import path_patch
     from experiments.edges.strongest import strongest_paths
     from experiments.kinds import kind_named
-    from experiments.records import FIGURES, TABLES, check_output
     from experiments.results import layout
     from graphs import AttributionGraph
 
-    out = tuple(dict.fromkeys(out))
-    for file in out:
-        check_output(file, (*TABLES, *FIGURES), overwrite=force)
     if bool(paths) == bool(source):
         raise UserError("give --path, or --from with the node that paths start at, and not both")
     named = [[parse_node(node.strip()) for node in text.split("->")] for text in paths]
@@ -98,9 +87,7 @@ def path(
         for name, row in zip(names, result.summary().to_dict("records"), strict=True)
     ]
     click.echo(layout(("path", *NUMBERS), rows, left=(0,)))
-    for file in out:
-        write = result.save if file.suffix in TABLES else result.plot
-        click.echo(f"wrote {write(file, overwrite=force)}")
+    files.write(result)
 
 
 NUMBERS = ("attributed", "effect", "share")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from experiments.commands.options import with_options
 
 if TYPE_CHECKING:
     from attribution import Metric
@@ -59,19 +61,11 @@ _OPTIONS = (
 def asks(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say what it is about, as one `asked` argument."""
 
-    names = ("task", "example", "target", "foil", "corrupted", "metric", "model", "dictionaries",
-             "sites", "width", "l0", "device", "memory")  # fmt: skip
+    def gather(options: dict[str, Any]) -> dict[str, Any]:
+        told = {field.name: options.pop(field.name) for field in fields(Asked)}
+        return {"asked": Asked(**told), **options}
 
-    def gathered(subject: str | None, **options: Any) -> Any:
-        asked = Asked(subject, **{name: options.pop(name) for name in names})
-        return command(asked, **options)
-
-    gathered.__doc__ = command.__doc__
-    gathered.__name__ = command.__name__
-    gathered.__click_params__ = getattr(command, "__click_params__", [])  # pyright: ignore[reportFunctionMemberAccess]
-    for option in reversed(_OPTIONS):
-        gathered = option(gathered)
-    return gathered
+    return with_options(command, _OPTIONS, gather)
 
 
 @dataclass(frozen=True)

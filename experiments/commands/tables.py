@@ -8,7 +8,6 @@ from experiments.results import WIDEST, layout
 
 if TYPE_CHECKING:
     from experiments.ablation import Ablations
-    from experiments.faithfulness import FaithfulnessCurve
     from graphs import AttributionGraph
 
 
@@ -35,21 +34,6 @@ def ablation_table(ablations: Ablations, top: int | None = None) -> str:
         for r in ablations.rows[:top]
     ]
     return layout(("node", "at", "attributed", "measured", "label"), rows, left=(0, 1, 4))
-
-
-def faithfulness_table(curve: FaithfulnessCurve) -> str:
-    """One line a size."""
-    rows = [
-        (
-            str(s.size),
-            f"{s.faithfulness:.3f}",
-            f"{s.completeness:.3f}",
-            f"{s.random_mean:.3f}",
-            f"{s.random_low:.3f} to {s.random_high:.3f}",
-        )
-        for s in curve.scores
-    ]
-    return layout(("latents", "F(C)", "F(M \\ C)", "random mean", "random 5-95 %"), rows)
 
 
 def _short(label: str | None) -> str:

@@ -81,9 +81,14 @@ def unique(pairs: Pairs) -> Pairs:
     return replace(pairs, prompts=tuple(dict.fromkeys(pairs)), left_out=told)
 
 
+def shared_texts(train: Iterable[Prompt], test: Iterable[Prompt]) -> set[str]:
+    """The texts that are among both."""
+    return {prompt.text for prompt in test} & {prompt.text for prompt in train}
+
+
 def overlap(train: Iterable[Prompt], test: Iterable[Prompt]) -> int:
     """How many different texts of `test` are texts of `train` too."""
-    return len({prompt.text for prompt in test} & {prompt.text for prompt in train})
+    return len(shared_texts(train, test))
 
 
 def without_overlap(train: Iterable[Prompt], test: Iterable[Prompt]) -> Pairs:

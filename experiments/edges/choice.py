@@ -13,10 +13,18 @@ from torch import Tensor
 
 from attribution import Attribution, Metric, Targets
 from attribution.metrics import Score, metric_name
-from circuits import ErrorNode, LatentNode, LogitNode, Node, Site, TokenNode, UserError
+from circuits import (
+    ErrorNode,
+    LatentNode,
+    LogitNode,
+    Node,
+    Reference,
+    Site,
+    SplicedModel,
+    TokenNode,
+    UserError,
+)
 from circuits.active import Active, write_active
-from circuits.reference import Reference
-from circuits.splice import SplicedModel
 from experiments.edges.held import Source
 from graphs import AttributionGraph
 from graphs.adjacency import adjacency

@@ -23,7 +23,7 @@ from circuits import (
     zero_reference,
 )
 from experiments.ablation import Ablations, ablate_each, pearson
-from experiments.commands.tables import ablation_table, faithfulness_table
+from experiments.commands.tables import ablation_table
 from experiments.faithfulness import faithfulness_curve
 from graphs import (
     AttributionGraph,
@@ -77,7 +77,7 @@ def main(folder: Path) -> None:
         f"faithfulness of the strongest of {curve.n_nodes} latents, all others set to "
         f"{curve.reference}, errors {curve.errors}, downstream {curve.downstream}:"
     )
-    print(faithfulness_table(curve))
+    print(curve.text())
     curve.save(folder / "faithfulness.json", overwrite=True)
     curve.plot(folder / "faithfulness.svg", overwrite=True)
 
