@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attribution.metrics import Metric, Score, Targets, at_pos, logits_at
 from circuits import HookPoint, LatentNode, Logits, Prompt, SiteInput, SplicedModel, UserError
+from circuits.interventions import check_latent
 from circuits.outputs import position
 
 TABLES = ("hook_pattern", "hook_attn_scores")
@@ -30,7 +31,7 @@ def latent(node: LatentNode) -> Metric:
         raise UserError(f"{node}: dictionaries do not read BOS; choose a position from 1 on")
 
     def bound(model: SplicedModel) -> Score:
-        _check_latent(model, node)
+        check_latent(model, node.site, node.latent, node)
         dictionary = model.dictionaries[node.site]
         wide = torch.promote_types(dictionary.W_enc.dtype, torch.float32)
         reader = dictionary.W_enc[:, node.latent].to(wide)
@@ -42,15 +43,6 @@ def latent(node: LatentNode) -> Metric:
         return score
 
     return Metric(str(node), bound, output=SiteInput(node.site))
-
-
-def _check_latent(model: SplicedModel, node: LatentNode) -> None:
-    """Refuse a site that is not spliced, and a latent that its dictionary does not have."""
-    if node.site not in model.dictionaries:
-        raise UserError(f"no dictionary at {node.site}; {model.name} has {model.describe_sites()}")
-    d_sae = model.dictionaries.summary(node.site).d_sae
-    if not 0 <= node.latent < d_sae:
-        raise UserError(f"{node}: no latent {node.latent}; {node.site} has {d_sae}")
 
 
 def direction(hook_point: str, vector: Tensor, pos: int = -1, *, name: str | None = None) -> Metric:

@@ -109,10 +109,34 @@ def check_nodes(model: SplicedModel, ids: Tensor, nodes: Sequence[LatentNode | E
         _check(model, zero(node), reads)
 
 
+def check_site(model: SplicedModel, site: Site) -> None:
+    """Refuse a site without a dictionary.
+
+    Raises:
+        UserError: it has none.
+    """
+    if site not in model.dictionaries:
+        raise UserError(f"no dictionary at {site}; {model.name} has {model.describe_sites()}")
+
+
+def check_latent(model: SplicedModel, site: Site, latent: int, node: object) -> None:
+    """Refuse a latent that the model does not have.
+
+    Args:
+        node: What it is asked about as, for the message.
+
+    Raises:
+        UserError: no dictionary at `site`, or none of so many latents.
+    """
+    check_site(model, site)
+    d_sae = model.dictionaries.summary(site).d_sae
+    if not 0 <= latent < d_sae:
+        raise UserError(f"{node}: no latent {latent}; {site} has {d_sae}")
+
+
 def _check(model: SplicedModel, intervention: Intervention, reads: list[bool]) -> None:
     node, shift = intervention.node, intervention.shift
-    if node.site not in model.dictionaries:
-        raise UserError(f"no dictionary at {node.site}; {model.name} has {model.describe_sites()}")
+    check_site(model, node.site)
     if not 0 <= node.pos < len(reads):
         raise UserError(f"{node}: no position {node.pos}; the prompt has {len(reads)} tokens")
     summary = model.dictionaries.summary(node.site)
@@ -123,8 +147,7 @@ def _check(model: SplicedModel, intervention: Intervention, reads: list[bool]) -
     ):
         raise UserError(f"{node}: an error has {summary.d_out} numbers; got {list(shift.shape)}")
     if isinstance(node, LatentNode):
-        if not 0 <= node.latent < summary.d_sae:
-            raise UserError(f"{node}: no latent {node.latent}; {node.site} has {summary.d_sae}")
+        check_latent(model, node.site, node.latent, node)
         if not reads[node.pos]:
             raise UserError(
                 f"{node}: dictionaries do not read position {node.pos} (BOS, EOS or padding); "

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from attribution.metrics import BoundMetric, bind
 from circuits import Prompt, Reference, Site, SplicedModel, UserError
+from circuits.interventions import check_latent
 from experiments.kinds import AblationKind
 from experiments.pooled import MetricOf, baseline
 from experiments.spans import SpanNode, Spans
@@ -187,14 +188,8 @@ def _check(
     if not nodes or any(node.latent is None for node in nodes):
         raise UserError("masks are learned over latents; give at least one, and no errors")
     for node in nodes:
-        if node.site not in model.dictionaries:
-            raise UserError(
-                f"no dictionary at {node.site}; {model.name} has {model.describe_sites()}"
-            )
-        d_sae = model.dictionaries.summary(node.site).d_sae
         assert node.latent is not None
-        if not 0 <= node.latent < d_sae:
-            raise UserError(f"{node}: no latent {node.latent}; {node.site} has {d_sae}")
+        check_latent(model, node.site, node.latent, node)
     if downstream not in ("recompute", "freeze"):
         raise UserError(f"downstream={downstream!r}; masks are learned with recompute or freeze")
     if any(model.dictionaries.summary(site).n_later for site in model.sites):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from circuits import Output, Site, SplicedModel, UserError
-from circuits.interventions import Edit
+from circuits.interventions import Edit, check_latent
 from experiments.spans import ALL, SpanNode, Spans
 
 Amounts = Mapping[SpanNode, float] | Mapping[str, float]
@@ -37,13 +37,7 @@ def steered_nodes(model: SplicedModel, nodes: Sequence[SpanNode | str]) -> tuple
     for node in found:
         if node.latent is None:
             raise UserError(f"{node} is an error; steering raises latents: mlp.3/latent.901")
-        if node.site not in model.dictionaries:
-            raise UserError(
-                f"no dictionary at {node.site}; {model.name} has {model.describe_sites()}"
-            )
-        d_sae = model.dictionaries.summary(node.site).d_sae
-        if node.latent >= d_sae:
-            raise UserError(f"{node}: no latent {node.latent}; {node.site} has {d_sae}")
+        check_latent(model, node.site, node.latent, node)
         if found.count(node) > 1:
             raise UserError(f"{node} is steered twice; give each latent once")
     return found
