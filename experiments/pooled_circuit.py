@@ -97,7 +97,7 @@ class DatasetCircuit(Result):
         """Mean effect by span: one mark a node, as large as it is firm."""
         spans = self.provenance["settings"]["spans"]
         used = [span for span in spans if any(node.span == span for node in self.nodes)]
-        figure = Figure(figsize=(1.6 + 0.8 * len(used), 4), layout="constrained")
+        figure = Figure(figsize=(max(4.8, 1.6 + 0.8 * len(used)), 4), layout="constrained")
         axes = figure.subplots()
         axes.axhline(0, color="0.8", zorder=0)
         for kind in dict.fromkeys(node.site.kind for node in self.nodes):
