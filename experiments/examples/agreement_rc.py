@@ -27,6 +27,6 @@ curve = faithfulness_curve(
     downstream="freeze",
     sizes=[10, 30, 100],
 )
-# without these nodes next to nothing is left; with them alone as little: needed, and far from enough
+# without these nodes nothing is left, with them alone neither: needed, but far from enough
 print(curve.text())
 curve.plot("agreement_rc.svg")
