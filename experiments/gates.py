@@ -33,9 +33,9 @@ from circuits import Site, SplicedModel, UserError
 from circuits.active import find_active, reconstruct, write_later
 from circuits.catalogue import ranges
 from circuits.cross_layer import Carried
+from circuits.hooks import SiteHook
 from circuits.outputs import LAST_LOGITS
 from circuits.sites import ALL_KINDS
-from circuits.splice import SiteHook
 from experiments.records import write_table
 
 if TYPE_CHECKING:
