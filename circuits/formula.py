@@ -35,6 +35,22 @@ Keep = Callable[[Tensor], Tensor]
 """From the error that a pass arrives with to the one it goes on with, `error*`."""
 
 
+def keep_errors(downstream: str, reads: Tensor, clean: Tensor | None = None) -> Keep:
+    """What a convention does to the error at a site.
+
+    Args:
+        downstream: One of `DOWNSTREAM`.
+        reads: Where the dictionary reads, `[batch, pos]`: elsewhere nothing can be dropped.
+        clean: With `freeze`, the error of the clean pass, `[batch or 1, pos, d_out]`.
+    """
+    if downstream == "freeze":
+        assert clean is not None
+        return clean.expand_as
+    if downstream == "drop":
+        return lambda error: error * ~reads[..., None]
+    return lambda error: error
+
+
 class Formula:
     """The module's formula at the sites of one pass, which are to come in order."""
 

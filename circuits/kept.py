@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from circuits.formula import Formula, keep_errors
+from circuits.formula import Formula, Keep, keep_errors
 from circuits.hooks import SiteHook
 from circuits.outputs import Output
 from circuits.sites import Site
@@ -34,6 +34,7 @@ class Kept:
         values: Of each layer, `[1, head, pos, d_head]`.
         read: By site, what it read, `[1, pos, d_in]`.
         written: By site, what the model wrote there, `[1, pos, d_out]`.
+        reads: Where dictionaries read, `[1, pos]`.
         errors: With `freeze`, the error at each site, `[1, pos, d_out]`.
     """
 
@@ -47,11 +48,17 @@ class Kept:
     values: list[Tensor]
     read: dict[Site, Tensor]
     written: dict[Site, Tensor]
+    reads: Tensor
     errors: dict[Site, Tensor]
 
     @property
     def n_pos(self) -> int:
         return self.ids.shape[1]
+
+    def keep_errors(self, site: Site, positions: Tensor) -> Keep:
+        """What the convention does to the error of `site` at `positions [n]`, a row of one."""
+        clean = self.errors[site][:, positions] if site in self.errors else None
+        return keep_errors(self.downstream, self.reads[:, positions], clean)
 
 
 @torch.no_grad()
@@ -71,7 +78,7 @@ def keep(
     written: dict[Site, Tensor] = {}
 
     def keeping(site: Site) -> SiteHook:
-        dropping = formula.at(site, reads, keep_errors(downstream, reads))
+        dropping = formula.at(site, reads, keep_errors(downstream, reads, errors.get(site)))
 
         def hook(x: Tensor, out: Tensor) -> Tensor:
             if site in sites:
@@ -101,7 +108,7 @@ def keep(
         given = model.forward(ids, hooks, output=output)
     return Kept(
         model, ids, downstream, given, entering, keywords, cache.keys, cache.values,
-        read, written, errors,
+        read, written, reads, errors,
     )  # fmt: skip
 
 

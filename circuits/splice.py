@@ -13,7 +13,7 @@ from circuits.catalogue import ranges
 from circuits.dictionaries import Dictionary
 from circuits.errors import UserError
 from circuits.families import Family, family_of
-from circuits.formula import DOWNSTREAM, Formula, dense, read_active, read_each
+from circuits.formula import DOWNSTREAM, Formula, dense, keep_errors, read_active, read_each
 from circuits.freeze import LIVE, Freeze, freeze_hooks
 from circuits.hooks import (
     SiteHook,
@@ -140,14 +140,14 @@ class SplicedModel:
         sites = self.sites
         if downstream == "recompute":
             sites = self._involved(edits)  # elsewhere nothing changes
-            kept = dict.fromkeys(sites, lambda error: error)
-        elif downstream == "freeze":
-            clean = clean_errors or self.errors(ids)
-            kept = {site: clean[site].expand_as for site in sites}
-        else:
-            kept = dict.fromkeys(sites, lambda error: error * ~reads[..., None])
+        clean = clean_errors or (self.errors(ids) if downstream == "freeze" else {})
         formula = Formula(self.dictionaries)
-        hooks = {site: formula.at(site, reads, kept[site], edits.get(site)) for site in sites}
+        hooks = {
+            site: formula.at(
+                site, reads, keep_errors(downstream, reads, clean.get(site)), edits.get(site)
+            )
+            for site in sites
+        }
         return self.forward(ids, hooks, output=output)
 
     @overload

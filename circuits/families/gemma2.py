@@ -46,4 +46,5 @@ FAMILY = Family(
     attn_out="model.layers.{layer}.self_attn.o_proj",
     mlp="model.layers.{layer}.mlp",
     attn_out_norm="blocks.{layer}.ln1_post",
+    soft_cap="final_logit_softcapping",
 )
