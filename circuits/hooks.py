@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -103,6 +103,29 @@ def hooked(bridge: Any, table: list[ForwardHook]):
         except ValueError as error:  # a hook point that TransformerLens passes only if asked to
             raise UserError(f"a hook point that cannot be watched: {error}") from error
         yield
+
+
+@contextmanager
+def attention_cache(bridge: Any, cache: Any):
+    """Attention inside asks `cache` for the keys and values of positions that it is not given.
+
+    It is handed to TransformerLens' attention itself: Hugging Face's layers name it differently
+    from version to version.
+    """
+
+    def give(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args, {**without_cache(kwargs), "past_key_values": cache}
+
+    with ExitStack() as stack:
+        for block in bridge.blocks:
+            handle = block.attn.register_forward_pre_hook(give, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def without_cache(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """What a layer is called with, without Hugging Face's own cache."""
+    return {name: x for name, x in keywords.items() if name not in ("past_key_values", "cache")}
 
 
 def _enter(model: SplicedModel, site: Site, norm: Any, x: Tensor, freeze: Freeze) -> Tensor:
