@@ -22,10 +22,11 @@ from attribution import Effects, integrated_each, integrated_effects, logit_diff
 from attribution.metrics import bind
 from circuits import ErrorNode, LatentNode, Prompt, Reference, Site, SplicedModel, UserError
 from experiments.attribution_accuracy_plot import report_figure
+from experiments.changes import changes_to
 from experiments.checks import check_prompts
 from experiments.kinds import AblationKind, patch
 from experiments.measure import measure
-from experiments.pooled import MetricOf, baseline, changed_to, metric_of_name
+from experiments.pooled import MetricOf, baseline, metric_of_name
 from experiments.records import record_prompts
 from experiments.results import Result
 from experiments.statistics import agreement
@@ -203,7 +204,7 @@ class _Case:
     def measure(self, groups: Sequence[Sequence[LatentNode | ErrorNode]], **how: Any) -> np.ndarray:
         """What the metric loses when each group is set to the reference at once, `[n_groups]`."""
         ids = self.model.tokens(self.prompt)
-        rows = [changed_to(self.clean, self.reference, group) for group in groups]
+        rows = changes_to(self.clean, self.reference, groups)
         score = bind(self.metric, self.model)
         clean, values = measure(self.model, ids, score, rows, downstream=self.downstream, **how)
         return clean - values.double().numpy()

@@ -7,8 +7,7 @@ import pytest
 
 from attribution import logit_diff
 from circuits import Prompt, UserError
-from experiments.kinds import mean_of, patch, resample, zero
-from experiments.kinds_compared import compare_kinds
+from experiments.kinds import patch
 from experiments.latent_table import ablation_table, matched_controls, screen
 from experiments.pooled import measured_effects, pairs_of, pooled_effects
 from experiments.spans import aligned
@@ -112,30 +111,3 @@ def test_held_out_prompts_are_other_prompts(model):
         ablation_table(model, PROMPTS, heldout=PROMPTS[:1])
     with pytest.raises(UserError, match="at least one"):
         ablation_table(model, [])
-
-
-def test_kinds_beside_each_other(model, table, tmp_path):
-    nodes = table.nodes[:6]
-    kinds = [patch(), zero(), mean_of(HELDOUT), resample(HELDOUT, n=2)]
-    result = compare_kinds(model, PROMPTS, nodes, kinds=kinds, n_permutations=100)
-    spans = aligned(model, PROMPTS)
-    for kind, mean in zip(kinds, result.means, strict=True):
-        found = measured_effects(model, PROMPTS, spans, logit_diff, nodes, kind)
-        np.testing.assert_allclose(mean, found.effect.mean(0), atol=2e-5)
-    pairs = result.correlations()
-    assert len(pairs) == 6
-    ranks = [np.argsort(np.argsort(mean)) for mean in result.means]
-    assert pairs["spearman"].tolist()[0] == pytest.approx(np.corrcoef(ranks[0], ranks[1])[0, 1])
-    sizes = np.abs(result.means[:2])
-    loud = (sizes >= 0.01 * sizes.max(1, keepdims=True)).all(0)
-    flipped = np.sign(result.means[0]) * np.sign(result.means[1]) < 0
-    assert pairs["sign_flips"][0] == (flipped & loud).sum()
-    assert "<svg" in result.plot(tmp_path / "k.svg").read_text()
-    assert set(result.frame()["metric"]) == {"logit_diff"}
-
-
-def test_one_kind_is_nothing_to_compare(model, table):
-    with pytest.raises(UserError, match="two or more, each once"):
-        compare_kinds(model, PROMPTS, table.nodes, kinds=[patch()])
-    with pytest.raises(UserError, match="no latents"):
-        compare_kinds(model, PROMPTS, [], kinds=[patch(), zero()])
