@@ -22,6 +22,7 @@ cross their thresholds: prefer a mean or a corrupted prompt as the baseline of j
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 from attribution.effects import Effects, site_effects
 from attribution.gradients import check_batch_size, gradients
-from attribution.metrics import Metric, Score, Targets, bind, metric_name
+from attribution.metrics import BoundMetric, Metric, Score, Targets, bind, metric_name
 from circuits import (
     ErrorNode,
     LatentNode,
@@ -44,7 +45,11 @@ from circuits import (
 from circuits.active import Active, write_active
 from circuits.cross_layer import Carried
 from circuits.interventions import check_nodes
+from circuits.memory import halving, parse_bytes
 from circuits.reference import check_reference
+
+ROWS = 64
+"""Of one pass, if nobody says how many."""
 
 
 def integrated_effects(
@@ -123,7 +128,8 @@ def integrated_each(
     n: int = 10,
     downstream: str = "recompute",
     reference: Reference | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
+    memory: str | int | None = None,
 ) -> Tensor:
     """Integrated gradients of each of `nodes` alone, `[len(nodes)]`, in the metric's units.
 
@@ -136,7 +142,10 @@ def integrated_each(
         n: Points on the way of each node (midpoint rule).
         downstream: `recompute` or `freeze`.
         reference: The baseline; zero by default.
-        batch_size: Rows of one pass; every node takes `n` of them.
+        batch_size: Rows of one pass at most, 64 by default; every node takes `n` of them, which may
+            be spread over several passes. A pass for which there is no memory is halved.
+        memory: What a pass may take, such as `2GB`; it then has fewer rows if need be. Found out by
+            a pass of one row.
 
     Raises:
         UserError: as `integrated_effects`, or a node at a site that is not spliced.
@@ -150,31 +159,62 @@ def integrated_each(
     check_nodes(model, ids, nodes)
     trace = model.trace(prompt)
     held = _errors(trace) if downstream == "freeze" else None
-    alphas = _midpoints(n, trace.embedding)
+    how = {"downstream": downstream, "clean_errors": held}
+    size = batch_size or ROWS
+    if memory is not None:
+        size = min(size, max(1, parse_bytes(memory) // _bytes_of_a_row(model, ids, score, how)))
+
+    def run(rows: Tensor) -> Tensor:
+        """Each row's part of its node's effect, `[k]`; row `i n + j` is point j of node i."""
+        own, place = (rows // n).unique(return_inverse=True)
+        each = [_change(model, nodes[i], trace, reference) for i in own.tolist()]
+        changes = {s: torch.stack([one[s] for one in each])[place] for s in each[0]}
+        alphas = (((rows % n) + 0.5) / n)[:, None, None].to(trace.embedding)
+        shift = {s: (alphas - 1) * change for s, change in changes.items()}
+        grads = gradients(model, ids.expand(len(rows), -1), score, shift=shift, **how).grads
+        along = [(grads[s].float() * change.float()).sum((1, 2)) for s, change in changes.items()]
+        return torch.stack(along).sum(0) / n
+
     effects = torch.zeros(len(nodes), device=ids.device)
-    per_pass = max(1, batch_size // n)
-    bar = tqdm(total=len(nodes), desc="integrated gradients", unit="node", disable=None, delay=1)
+    bar = tqdm(total=n * len(nodes), desc="integrated gradients", unit="row", disable=None, delay=1)
     for site in model.sites:
-        indices = [i for i, node in enumerate(nodes) if node.site == site]
-        for chunk in (indices[i : i + per_pass] for i in range(0, len(indices), per_pass)):
-            each = [_change(model, nodes[i], trace, reference) for i in chunk]
-            changes = {s: torch.stack([one[s] for one in each]) for s in each[0]}
-            # [node, point, pos, d]
-            shift = {s: (alphas - 1) * change[:, None] for s, change in changes.items()}
-            result = gradients(
-                model,
-                ids.expand(len(chunk) * n, -1),
-                score,
-                downstream=downstream,
-                shift={s: change.flatten(0, 1) for s, change in shift.items()},
-                clean_errors=held,
-            )
-            for s, change in changes.items():
-                grads = result.grads[s].float().unflatten(0, (len(chunk), n)).mean(1)
-                effects[chunk] += (grads * change.float()).sum((1, 2))
-            bar.update(len(chunk))
+        own = torch.tensor(
+            [i for i, node in enumerate(nodes) if node.site == site], dtype=torch.long
+        )
+        rows = (own[:, None] * n + torch.arange(n)).flatten()
+        for batch in rows.split(size) if len(rows) else ():
+            for part, found in halving(run, batch):
+                effects.index_add_(0, (part // n).to(effects.device), found)
+                bar.update(len(part))
     bar.close()
     return effects
+
+
+def _bytes_of_a_row(
+    model: SplicedModel, ids: Tensor, score: BoundMetric, how: dict[str, Any]
+) -> int:
+    """What a pass takes for each of its rows: found out by one of a single row.
+
+    That is what autograd keeps for the way back (but for the model's own parameters), what is
+    returned, twice for what is added to it, and with `freeze` the dense activations of a site: as
+    they come, before and after the threshold.
+    """
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = gradients(model, ids, score, **how)
+    for parameter in model.bridge.original_model.parameters():
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    tensors = [t for side in (found.inputs, found.outputs, found.grads) for t in side.values()]
+    dense = 0
+    if how["downstream"] == "freeze":
+        dense = 3 * 4 * ids.shape[1] * max(model.dictionaries.summary(s).d_sae for s in model.sites)
+    return sum(kept.values()) + 2 * sum(tensor.nbytes for tensor in tensors) + dense
 
 
 def _check_points(n: int) -> None:

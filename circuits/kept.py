@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from circuits.formula import Formula, Keep, keep_errors
-from circuits.hooks import SiteHook
+from circuits.hooks import SiteHook, attention_cache, without_cache
 from circuits.outputs import Output
 from circuits.sites import Site
 
@@ -92,12 +92,12 @@ def keep(
     keywords: list[dict[str, Any]] = []
     cache = _Recorder()
 
-    def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         entering.append(args[0])
-        keywords.append({name: x for name, x in kwargs.items() if name != CACHE})
-        return args, {**kwargs, CACHE: cache}
+        keywords.append(without_cache(kwargs))
 
     with ExitStack() as stack:
+        stack.enter_context(attention_cache(model.bridge, cache))
         for block in model.bridge.blocks:
             handle = block.register_forward_pre_hook(enter, with_kwargs=True)
             stack.callback(handle.remove)
@@ -112,12 +112,8 @@ def keep(
     )  # fmt: skip
 
 
-CACHE = "past_key_values"
-"""Hugging Face's name of the cache that a layer is called with."""
-
-
 class _Recorder:
-    """A cache as a layer sees it, which keeps the keys and values of a whole prompt."""
+    """A cache as attention sees it, which keeps the keys and values of a whole prompt."""
 
     def __init__(self) -> None:
         self.keys: list[Tensor] = []

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from circuits.formula import Formula
 from circuits.freeze import ForwardHook
-from circuits.hooks import SiteHook, hooked, site_hooks
+from circuits.hooks import SiteHook, attention_cache, hooked, site_hooks
 from circuits.interventions import Intervention, edit_at
-from circuits.kept import CACHE, Kept
+from circuits.kept import Kept
 from circuits.outputs import Logits, Output, Part, arrange, at_position, logit_positions, parts
 from circuits.sites import Site
 
@@ -108,15 +108,16 @@ def resume(kept: Kept, rows: Sequence[Start], output: Output) -> Any:
     order = sorted(range(len(rows)), key=lambda n: rows[n].layer)
     ordered = [rows[n] for n in order]
     first = min(row.first for row in rows)
-    model, cache = kept.model, _Prefix(kept, first)
+    model = kept.model
     x = kept.entering[0].new_empty(0, kept.n_pos - first, kept.entering[0].shape[-1])
-    with hooked(model.bridge, _hooks(kept, ordered, first)):
+    hooks = _hooks(kept, ordered, first)
+    with hooked(model.bridge, hooks), attention_cache(model.bridge, _Prefix(kept, first)):
         for layer in range(model.n_layers + 1):
             joining = [row for row in ordered if row.layer == layer]
             if joining:
                 x = torch.cat([x, _entering(kept, joining, layer, first)])
             if layer < model.n_layers and len(x):
-                x = model.bridge.blocks[layer](x, **_keywords(kept, layer, first), **cache.named)
+                x = model.bridge.blocks[layer](x, **_keywords(kept, layer, first))
                 x = x[0] if isinstance(x, tuple) else x  # before transformers 5
     back = torch.tensor(order, device=x.device).argsort()
     return _read_logits(kept, x[back], first, output)
@@ -272,11 +273,10 @@ def _read_logits(kept: Kept, x: Tensor, first: int, output: Output) -> Any:
 
 
 class _Prefix:
-    """A cache as a layer sees it, which has the clean keys and values of the first positions."""
+    """A cache as attention sees it, which has the clean keys and values of the first positions."""
 
     def __init__(self, kept: Kept, first: int) -> None:
         self._kept, self._first = kept, first
-        self.named = {CACHE: self}
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
         before = (of[layer][:, :, : self._first] for of in (self._kept.keys, self._kept.values))

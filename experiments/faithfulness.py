@@ -9,6 +9,18 @@ whether it is necessary.
 
 Over several prompts each m is a mean, and F the ratio of means, as in MIB (arXiv 2504.13151) and
 its code: a mean of ratios would be ruled by the prompts where hardly anything is at stake.
+
+What is asked depends on the errors, which carry what dictionaries miss:
+
+- `errors="kept", downstream="freeze"`: errors are constants, so that what the circuit adds
+  can only have come through its latents at every site on the way. The strictest.
+- `errors="kept", downstream="recompute"`: errors follow the changed pass, as in the real
+  model. They let information past the ablated latents, above all where every `resid` site is
+  spliced: small circuits look better and m(empty) is far from what zero information gives.
+- `errors="scored"`: errors are nodes like any other, one a site and position; outside the
+  circuit they are set to the reference's.
+- `errors="removed"`: all errors are set to the reference's. F with all latents kept is then
+  not 1 but the share of the metric that latents carry without any error.
 """
 
 from __future__ import annotations
@@ -58,17 +70,7 @@ def faithfulness_curve(
     values that the changed pass gives them. F is 1 with all candidates kept and 0 with none,
     whatever the convention, unless errors are removed.
 
-    What is asked depends on the errors, which carry what dictionaries miss:
-
-    - `errors="kept", downstream="freeze"`: errors are constants, so that what the circuit adds
-      can only have come through its latents at every site on the way. The strictest.
-    - `errors="kept", downstream="recompute"`: errors follow the changed pass, as in the real
-      model. They let information past the ablated latents, above all where every `resid` site is
-      spliced: small circuits look better and m(empty) is far from what zero information gives.
-    - `errors="scored"`: errors are nodes like any other, one a site and position; outside the
-      circuit they are set to the reference's.
-    - `errors="removed"`: all errors are set to the reference's. F with all latents kept is then
-      not 1 but the share of the metric that latents carry without any error.
+    What is asked depends on `errors` and `downstream`: see the module.
 
     Args:
         model: The spliced model.
@@ -105,17 +107,31 @@ def faithfulness_curve(
         model, prompts, metric, nodes,
         spans=spans, reference=reference, downstream=downstream, errors=errors,
     )  # fmt: skip
-    groups, cases = question.groups(matched), question.cases
-    circuits, counts = cases.first(question.ranked, sizes)
+    groups = question.groups(matched)
+    circuits, counts = question.cases.first(question.ranked, sizes)
     randoms = matched_circuits(circuits, groups, n_random, seed=seed)
-    kept = np.concatenate([circuits, ~circuits, randoms.reshape(-1, len(cases))])
+    kept = np.concatenate([circuits, ~circuits, randoms.reshape(-1, len(question.cases))])
     gains = Gains.of(question, kept, batch_size=batch_size, memory=memory)
-    shares = (circuits.sum(1) / max(1, len(cases))).tolist()
+    shares = (circuits.sum(1) / max(1, len(question.cases))).tolist()
+    scores = _scores(counts, shares, gains, pairs_of(question.prompts), seed)
+    return _curve(question, scores, gains, n_random=n_random, matched=matched, seed=seed)
+
+
+def _curve(
+    question: CircuitQuestion,
+    scores: tuple[CircuitScore, ...],
+    gains: Gains,
+    *,
+    n_random: int,
+    matched: str,
+    seed: int,
+) -> FaithfulnessCurve:
+    """The scores with what they depend on."""
     return FaithfulnessCurve(
-        scores=_scores(counts, shares, gains, pairs_of(question.prompts), seed),
+        scores=scores,
         full=float(gains.full.mean()),
         empty=float(gains.empty.mean()),
-        n_nodes=len(cases),
+        n_nodes=len(question.cases),
         n_prompts=len(gains.full),
         n_flat=int((~gains.usable).sum()),
         matched=matched,

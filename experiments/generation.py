@@ -1,4 +1,4 @@
-"""Continuations of a text with latents raised at every position, to see what steering makes of it.
+"""Continuations of a text with latents steered at every position, to see what that makes of it.
 
 Every token costs a full forward pass over all before it: nothing is cached, so that a step is the
 same steered pass that `steer` measures.
@@ -16,14 +16,8 @@ from circuits import Prompt, SplicedModel, UserError
 from circuits.outputs import LAST_LOGITS
 from experiments.checks import one_prompt
 from experiments.spans import ALL, SpanNode
-from experiments.steering_vectors import (
-    Amounts,
-    checked_numbers,
-    positions,
-    shifts,
-    steered_nodes,
-    steering_edits,
-)
+from experiments.steering_modes import check_mode, steer_rows
+from experiments.steering_vectors import Amounts, checked_numbers, positions, steered_nodes
 
 
 @dataclass(frozen=True)
@@ -54,36 +48,39 @@ def generate(
     prompt: str | Prompt,
     *,
     steer: Amounts | None = None,
+    mode: str = "add",
     max_new_tokens: int = 20,
     temperature: float = 0.0,
     downstream: str = "recompute",
     seed: int = 0,
 ) -> Generation:
-    """Continue `prompt` with latents raised at every position but BOS, also at the new ones.
+    """Continue `prompt` with latents steered at every position but BOS, also at the new ones.
 
     Args:
         model: The spliced model.
         prompt: A text.
-        steer: What the activation of each latent is raised by: `{"mlp.3/latent.901": 8.0}`, or
-            `curve.amounts(dose)`.
+        steer: What the activation of each latent is raised by, or set to:
+            `{"mlp.3/latent.901": 8.0}`, or `curve.amounts(dose)`.
+        mode: `add` raises it, `set` sets it, whatever the pass arrives with.
         max_new_tokens: Fewer are made if EOS comes first.
         temperature: What logits are divided by before a token is drawn; 0 takes the likeliest.
         downstream: What errors downstream do; see `SplicedModel.run`.
         seed: Of the draws.
 
     Raises:
-        UserError: a latent that the model does not have or that is at a span, a temperature below
-            0, or more tokens than the model reads.
+        UserError: a latent that the model does not have or that is at a span, an unknown mode, a
+            temperature below 0, or more tokens than the model reads.
     """
     checked_numbers([temperature], "a temperature of")
     if temperature < 0:
         raise UserError(f"temperature={temperature}; give 0 for the likeliest token, or more")
+    check_mode(mode)
     amounts = _checked(model, steer or {})
     ids = check_continuation(model, prompt, list(amounts), max_new_tokens)
     n_given, ends, ended = ids.shape[1], _end_ids(model), False
     generator = torch.Generator().manual_seed(seed)
     while ids.shape[1] < n_given + max_new_tokens and not ended:
-        token = _next(_logits(model, ids, amounts, downstream), temperature, generator)
+        token = _next(_logits(model, ids, amounts, mode, downstream), temperature, generator)
         ids = torch.cat([ids, ids.new_tensor([[token]])], 1)
         ended = token in ends
     new = ids[0, n_given:].tolist()
@@ -100,7 +97,7 @@ def generate(
 def check_continuation(
     model: SplicedModel, prompt: str | Prompt, nodes: Sequence[SpanNode], max_new_tokens: int
 ) -> Tensor:
-    """The tokens `[1, pos]` of `prompt`, if it can be continued with `nodes` raised.
+    """The tokens `[1, pos]` of `prompt`, if it can be continued with `nodes` steered.
 
     Raises:
         UserError: as `generate`.
@@ -117,11 +114,13 @@ def check_continuation(
 
 
 def _logits(
-    model: SplicedModel, ids: Tensor, amounts: dict[SpanNode, float], downstream: str
+    model: SplicedModel, ids: Tensor, amounts: dict[SpanNode, float], mode: str, downstream: str
 ) -> Tensor:
     """The next token's, `[vocab]`."""
-    places = [positions(model, ids, node) for node in amounts]
-    edits = steering_edits([shifts(model, ids, amounts, places)]) if amounts else {}
+    edits = {}
+    if amounts:
+        nodes, values = list(amounts), [list(amounts.values())]
+        edits, _ = steer_rows(model, ids, nodes, values, positions(model, ids, nodes), mode)
     return model.run(ids, edits, downstream=downstream, output=LAST_LOGITS)[0, -1]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from attribution import logit_diff
 from circuits import Prompt, SplicedModel, UserError
 from experiments.kinds import AblationKind
-from experiments.pooled import MetricOf, measured_effects, metric_of_name, pairs_of
+from experiments.pooled import MetricOf, measured_by_kind, metric_of_name, pairs_of
 from experiments.records import record_prompts
 from experiments.results import Result
 from experiments.spans import SpanNode, Spans, aligned
@@ -33,9 +33,11 @@ class KindsCompared(Result):
     """A row a latent, a group of columns a kind of ablation.
 
     Columns of `frame()`: for each kind its mean effect (in the metric's units), the interval
-    (`patch_low`, `patch_high`) and `patch_q` over all latents; `sign_flips`, how many pairs of them
-    disagree in the sign of the mean where both intervals exclude zero; `survives`: q at most 0.05
-    under every kind, with one sign.
+    (`patch_low`, `patch_high`) and `patch_q` over all latents; `sign_flips`, in how many pairs of
+    kinds the latent flips; `survives`: q at most 0.05 under every kind, with one sign.
+
+    A latent *flips* between two kinds where its means have opposite signs and both intervals
+    exclude zero: a mean that may be zero has no sign to lose.
 
     Attributes:
         nodes: The latents.
@@ -72,14 +74,27 @@ class KindsCompared(Result):
         return self.table.assign(**self.conventions)
 
     def correlations(self) -> DataFrame:
-        """One line a pair of kinds: rank correlations of means, and sign flips."""
+        """One line a pair of kinds: rank correlations of means over `n` latents, and sign flips.
+
+        Those are the latents that flip between the two, so that they add up to the same number
+        over pairs of kinds as over the latents of `frame()`.
+        """
         import pandas as pd
 
         rows = []
         for i, j in combinations(range(len(self.kinds)), 2):
             found = rank_correlation(self.means[i], self.means[j])
-            pair = {"kind": self.kinds[i], "other": self.kinds[j]}
-            rows.append({**pair, **asdict(found)})
+            pair = self.kinds[i], self.kinds[j]
+            rows.append(
+                {
+                    "kind": pair[0],
+                    "other": pair[1],
+                    "n": found.n,
+                    "spearman": found.spearman,
+                    "kendall": found.kendall,
+                    "sign_flips": int(_flips(self.table, *pair).sum()),
+                }
+            )
         return pd.DataFrame(rows).assign(**self.conventions)
 
     def figure(self) -> Figure:
@@ -142,44 +157,58 @@ def compare_kinds(
     if not nodes:
         raise UserError("no latents to compare kinds of ablation on; give at least one")
     spans = spans or aligned(model, prompts)
-    clusters, columns, means, clear = pairs_of(prompts), {}, [], []
-    for kind in kinds:
-        found = measured_effects(
-            model, prompts, spans, metric, nodes, kind,
-            downstream=downstream, batch_size=batch_size, memory=memory,
-        )  # fmt: skip
-        mean = found.effect.mean(0)
-        low, high = cluster_interval(found.effect, clusters, n_bootstrap=n_bootstrap, seed=seed)
-        p = sign_flip_p(found.effect, clusters, n_permutations=n_permutations, seed=seed)
-        columns |= {
-            kind.name: mean,
-            f"{kind.name}_low": low,
-            f"{kind.name}_high": high,
-            f"{kind.name}_q": benjamini_hochberg(p),
-        }
-        means.append(mean)
-        clear.append(np.sign(mean) * ((low > 0) | (high < 0)))
-    signs = np.stack(clear)
-    pairs = combinations(range(len(names)), 2)
-    significant = np.stack([columns[f"{name}_q"] <= 0.05 for name in names]).all(0)
-    one_sign = np.abs(np.sign(np.stack(means)).sum(0)) == len(names)
-    import pandas as pd
-
-    table = pd.DataFrame(
-        {
-            "node": [str(node) for node in nodes],
-            **columns,
-            "sign_flips": sum((signs[i] * signs[j] < 0).astype(int) for i, j in pairs),
-            "survives": significant & one_sign,
-        }
-    )
+    found = measured_by_kind(
+        model, prompts, spans, metric, nodes, kinds,
+        downstream=downstream, batch_size=batch_size, memory=memory,
+    )  # fmt: skip
+    effects = {each.reference: each.effect for each in found}
+    draws = {"n_bootstrap": n_bootstrap, "n_permutations": n_permutations}
     conventions = {"metric": metric_of_name(metric), "downstream": downstream}
-    settings = {**conventions, "kinds": names, "spans": list(spans.names)}
+    settings = {**conventions, "kinds": names, "spans": list(spans.names), **draws}
     return KindsCompared(
         nodes=tuple(nodes),
         kinds=tuple(names),
-        means=np.stack(means),
-        table=table,
+        means=np.stack([effect.mean(0) for effect in effects.values()]),
+        table=_table(nodes, effects, pairs_of(prompts), seed=seed, **draws),
         conventions=conventions,
         provenance=record_prompts(model, prompts, conventions["metric"], settings, seed=seed),
     )
+
+
+def _table(
+    nodes: Sequence[SpanNode],
+    effects: Mapping[str, np.ndarray],
+    clusters: np.ndarray,
+    *,
+    n_bootstrap: int,
+    n_permutations: int,
+    seed: int,
+) -> DataFrame:
+    """The columns of `KindsCompared`, from the effects `[n_prompts, n_nodes]` of each kind."""
+    import pandas as pd
+
+    columns: dict[str, np.ndarray] = {}
+    for name, effect in effects.items():
+        low, high = cluster_interval(effect, clusters, n_bootstrap=n_bootstrap, seed=seed)
+        p = sign_flip_p(effect, clusters, n_permutations=n_permutations, seed=seed)
+        columns |= {
+            name: effect.mean(0),
+            f"{name}_low": low,
+            f"{name}_high": high,
+            f"{name}_q": benjamini_hochberg(p),
+        }
+    table = pd.DataFrame({"node": [str(node) for node in nodes], **columns})
+    flips = [_flips(table, *pair) for pair in combinations(effects, 2)]
+    significant = np.stack([columns[f"{name}_q"] <= 0.05 for name in effects]).all(0)
+    signs = np.sign(np.stack([columns[name] for name in effects]))
+    one_sign = np.abs(signs.sum(0)) == len(effects)
+    return table.assign(sign_flips=np.sum(flips, axis=0), survives=significant & one_sign)
+
+
+def _flips(table: DataFrame, one: str, other: str) -> np.ndarray:
+    """Whether each latent flips between two kinds: see `KindsCompared`."""
+    signs = []
+    for name in (one, other):
+        mean, low, high = (table[name + end].to_numpy() for end in ("", "_low", "_high"))
+        signs.append(np.sign(mean) * ((low > 0) | (high < 0)))
+    return signs[0] * signs[1] < 0

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from experiments.latent_table import AblationTable
+    from experiments.latent_table_result import AblationTable
 
 DRAWN = 30
 """Latents in the plot; the table has all."""

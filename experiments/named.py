@@ -9,47 +9,86 @@ from pathlib import Path
 from random import Random
 
 from circuits import Prompt, SplicedModel, UserError
-from experiments.datasets import DATASETS, Pairs, load_pairs, read_pairs
+from experiments.datasets import (
+    DATASETS,
+    Pairs,
+    fitting,
+    load_pairs,
+    read_pairs,
+    without_overlap,
+)
 from experiments.datasets.patterns import SPANS as DATASET_SPANS
 from experiments.pooled import MetricOf
 from experiments.spans import Spans, aligned, by_pattern, whole
 from experiments.tasks import TASKS
 from experiments.tasks.spans import SPANS as TASK_SPANS
+from experiments.tasks.task import Split, Task
+
+MOST = 64
+"""Times as many prompts of a task are drawn, at most, as are wanted."""
 
 
 def prompts_named(
-    name: str, n: int, seed: int = 0
-) -> tuple[Sequence[Prompt], Sequence[Prompt], MetricOf]:
-    """`n` pairs, as many others, and their metric; no text is among both.
+    name: str,
+    n: int,
+    seed: int = 0,
+    *,
+    n_others: int | None = None,
+    model: SplicedModel | None = None,
+    aligned: bool = True,
+) -> tuple[Pairs, Pairs, MetricOf]:
+    """`n` pairs, `n_others` others, and their metric; no text or pair is among both.
 
     Of a task of the bundled model the first are held-out prompts and the others those of its
     training split. Of a data set or a file both are drawn with the seed, each text once; a prompt
     whose partner is asked about among the first is not among the others, for the two are no
-    different witnesses. There may be fewer of either than `n`.
+    different witnesses. There may be fewer of either than asked for.
 
     Args:
         name: Of a task, a bundled data set, or a file (it has a suffix).
-        n: Of each.
+        n: Of the first.
         seed: Of what is drawn.
+        n_others: As many as `n` by default.
+        model: What does not fit it (`datasets.fitting`) is left out, and told, before any is
+            counted.
+        aligned: Whether partners must be as long, as patching needs; see `fitting`.
 
     Raises:
         UserError: there is nothing of that name.
     """
+    n_others = n if n_others is None else n_others
+
+    def fit(pairs: Pairs) -> Pairs:
+        return pairs if model is None else fitting(model, pairs, aligned=aligned)
+
     if name in TASKS:
         task = TASKS[name]
-        some, others = (task.prompts(split, n=n, seed=seed) for split in ("heldout", "train"))
+        some = _of_task(task, "heldout", n, seed, fit)
+        others = _of_task(task, "train", n_others, seed, lambda p: fit(without_overlap(some, p)))
         return some, others, task.metric
     pairs = read_pairs(name) if Path(name).suffix else _bundled(name, seed)
     # not by the whole path: the draw is the same wherever the file lies
     order = Random(f"{Path(name).name} {seed}").sample(list(pairs), len(pairs))
+    pairs = fit(replace(pairs, prompts=tuple(order)))
     first: dict[str, Prompt] = {}
-    for prompt in order:  # a text may be asked about several answers: once is enough here
+    for prompt in pairs:  # a text may be asked about several answers: once is enough here
         first.setdefault(prompt.text, prompt)
     chosen = list(first.values())
     asked = {prompt.corrupted for prompt in chosen[:n]}
     apart = [prompt for prompt in chosen[n:] if prompt.text not in asked]
-    some, others = (replace(pairs, prompts=tuple(p)) for p in (chosen[:n], apart[:n]))
+    some, others = (replace(pairs, prompts=tuple(p)) for p in (chosen[:n], apart[:n_others]))
     return some, others, pairs.metric
+
+
+def _of_task(task: Task, split: Split, n: int, seed: int, fit: Callable[[Pairs], Pairs]) -> Pairs:
+    """The first `n` prompts of a split that fit; a task is asked for more until there are."""
+    many = n
+    while True:
+        drawn = task.prompts(split, n=many, seed=seed)
+        pairs = fit(Pairs(tuple(drawn), f"{task.name} {split}", metric=task.metric))
+        if len(pairs) >= n or len(drawn) < many or many >= MOST * n:
+            return pairs[:n]
+        many *= 4
 
 
 def _bundled(name: str, seed: int) -> Pairs:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,9 @@ from tqdm import tqdm
 
 from attribution.effects import Effects, total_effects
 from attribution.metrics import Metric, Score, Targets, bind
-from circuits import (
-    ErrorNode,
-    Intervention,
-    LatentNode,
-    Prompt,
-    Reference,
-    SplicedModel,
-    set_to,
-)
+from circuits import Intervention, Prompt, Reference, SplicedModel
 from circuits.reference import average
+from experiments.changes import changes_to, latents_at
 from experiments.kinds import AblationKind
 from experiments.measure import measure
 from experiments.node_codes import NodeCodes
@@ -146,29 +140,66 @@ def measured_effects(
     memory: str | int | None = None,
 ) -> MeasuredEffects:
     """Ablate each of `nodes` alone on every prompt, at all positions of its span at once."""
-    shape = len(prompts), len(nodes)
+    (found,) = measured_by_kind(
+        model, prompts, spans, metric, nodes, [kind],
+        downstream=downstream, batch_size=batch_size, memory=memory,
+    )  # fmt: skip
+    return found
+
+
+def measured_by_kind(
+    model: SplicedModel,
+    prompts: Sequence[Prompt],
+    spans: Spans,
+    metric: MetricOf,
+    nodes: Sequence[SpanNode],
+    kinds: Sequence[AblationKind],
+    *,
+    downstream: str = "recompute",
+    batch_size: int | None = None,
+    memory: str | int | None = None,
+) -> list[MeasuredEffects]:
+    """As `measured_effects`, by each of `kinds`; a prompt's clean values are computed once."""
+    shape = len(kinds), len(prompts), len(nodes)
     effect, variance = np.zeros(shape), np.full(shape, np.nan)
     clean = np.zeros(len(prompts))
     how = {"downstream": downstream, "batch_size": batch_size, "memory": memory}
     for i, prompt in enumerate(tqdm(prompts, "ablating", unit="prompt", disable=None, delay=1)):
-        ids = model.tokens(prompt)
-        references = kind.references(model, prompt)
-        here = Reference("clean", model.trace(ids))
+        here = Reference("clean", model.trace(prompt))
         members = [spans.nodes(node, i) for node in nodes]
-        rows, places = [], []
-        for donor, reference in enumerate(references):
-            for column, group in enumerate(members):
-                if changes := changed_to(here, reference, group):
-                    rows.append(changes)
-                    places.append((donor, column))
-        clean[i], values = measure(model, ids, bind(metric(prompt), model), rows, **how)
-        by_donor = np.zeros((len(references), len(nodes)))
-        for (donor, column), value in zip(places, values.tolist(), strict=True):
-            by_donor[donor, column] = clean[i] - value
-        effect[i] = by_donor.mean(0)
-        if len(references) > 1:
-            variance[i] = by_donor.var(0, ddof=1)
-    return MeasuredEffects(tuple(nodes), effect, variance, clean, downstream, kind.name)
+        donors = [kind.references(model, prompt) for kind in kinds]
+        rows = [
+            changes
+            for reference in chain.from_iterable(donors)
+            for changes in changes_to(here, reference, members)
+        ]
+        clean[i], lost = _lost(model, prompt, metric, rows, how)
+        ends = np.cumsum([len(references) for references in donors])
+        every = lost.reshape(ends[-1], len(nodes))  # all donors of all kinds
+        for k, own in enumerate(np.split(every, ends[:-1])):
+            effect[k, i] = own.mean(0)
+            if len(own) > 1:
+                variance[k, i] = own.var(0, ddof=1)
+    return [
+        MeasuredEffects(tuple(nodes), effect[k], variance[k], clean, downstream, kind.name)
+        for k, kind in enumerate(kinds)
+    ]
+
+
+def _lost(
+    model: SplicedModel,
+    prompt: Prompt,
+    metric: MetricOf,
+    rows: Sequence[Sequence[Intervention]],
+    how: dict[str, Any],
+) -> tuple[float, Array]:
+    """The clean metric, and what each of `rows` takes from it, `[n]`; 0 where nothing changes."""
+    changing = [row for row, changes in enumerate(rows) if changes]
+    score = bind(metric(prompt), model)
+    clean, values = measure(model, model.tokens(prompt), score, [rows[r] for r in changing], **how)
+    lost = np.zeros(len(rows))
+    lost[changing] = clean - values.double().numpy()
+    return clean, lost
 
 
 def metric_of_name(metric: MetricOf) -> str:
@@ -183,18 +214,6 @@ def pairs_of(prompts: Sequence[str | Prompt]) -> Array:
     keys = [frozenset((p.text, p.corrupted) if isinstance(p, Prompt) else (p,)) for p in prompts]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return np.array([numbers[key] for key in keys])
-
-
-def changed_to(
-    clean: Reference, reference: Reference, nodes: Sequence[LatentNode | ErrorNode]
-) -> list[Intervention]:
-    """Interventions that set `nodes` to the reference, those that it would not change left out."""
-    changes = []
-    for node in nodes:
-        value = reference.value(node)
-        if not torch.equal(value.float(), clean.value(node).float()):
-            changes.append(set_to(node, value))
-    return changes
 
 
 def _row(
@@ -212,7 +231,8 @@ def _row(
     for site, e in effects.sites.items():
         pos, latent = e.pos.cpu().numpy(), e.latent.cpu().numpy()
         norms = model.dictionaries[site].W_dec[e.latent].float().norm(dim=1)
-        change = (e.acts - reference.acts(site)[e.pos, e.latent].float()).abs() * norms
+        other = latents_at(reference.trace.sites[site], e.pos, e.latent)
+        change = (e.acts - other.float()).abs() * norms
         kept = span[pos] >= 0
         codes.append(space.codes(site, span[pos], latent)[kept])
         columns = (e.effect, change, e.acts != 0)

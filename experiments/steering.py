@@ -1,21 +1,19 @@
-"""Dose and response of latents that are raised together, beside random directions as large.
+"""Dose and response of latents that are steered together, beside random directions as large.
 
-1. *Scale*: a dose of 1 raises each latent by its largest activation on the prompts.
-2. *Respond*: the metric of every prompt at every dose; the slope at dose 0 beside the one that the
-   gradient foretells under the same convention downstream.
+1. *Scale*: a dose of 1 is each latent's largest activation on the prompts. It is added to what the
+   latent has, or is what the latent is set to (`mode`).
+2. *Respond*: the metric of every prompt at every dose, and what the gradient foretells of it under
+   the same convention downstream.
 3. *Side effects*: how far the same doses move the next-token distributions of neutral texts.
-4. *Controls*: both again along random directions with the same norm at each site and position.
+4. *Controls*: both again along random directions, with the norm at each site and position of what
+   the dose has changed there.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import numpy as np
+from typing import Any
 
 from attribution import logit_diff
 from attribution.gradients import check_batch_size, check_convention
@@ -24,111 +22,16 @@ from circuits import Prompt, SplicedModel, UserError
 from experiments.checks import check_prompts
 from experiments.pooled import MetricOf, metric_of_name, pairs_of
 from experiments.records import record_prompts
-from experiments.results import Result
 from experiments.spans import ALL, END, REST, SpanNode, Spans
-from experiments.statistics import cluster_interval
-from experiments.steering_plot import steering_figure
+from experiments.steering_modes import check_mode
+from experiments.steering_result import SteeringCurve
 from experiments.steering_runs import SteeringPlan, divergences, largest_activations, responses
-from experiments.steering_vectors import (
-    checked_numbers,
-    random_directions,
-    steered_nodes,
-)
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from pandas import DataFrame
-
-Array = np.ndarray
+from experiments.steering_vectors import checked_numbers, random_directions, steered_nodes
 
 DOSES = (-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
 
 N_NEUTRAL = 32
 """Of the model's example texts, how many are drawn as neutral ones."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class SteeringCurve(Result):
-    """A row a dose, ascending.
-
-    Columns of `frame()`; intervals are 95 % bootstrap intervals of the mean:
-
-    - `dose`: what each latent is raised by, in multiples of its scale.
-    - `response`, `low`, `high`: the metric, mean over prompts, resampled by prompt pairs.
-    - `random`, `random_min`, `random_max`: the same along random directions: the mean over them,
-      and the smallest and largest of their means over prompts.
-    - `kl`, `kl_low`, `kl_high`: `KL(clean || steered)` of the next token in nats, mean over the
-      positions of the neutral texts that dictionaries read, resampled by text.
-    - `random_kl`, `random_kl_min`, `random_kl_max`: of the random directions.
-    - `slope`, `slope_low`, `slope_high`: of the response at dose 0, in the metric's units a dose:
-      the difference quotient of the smallest dose of which both signs were given (`step`); NaN if
-      there is none.
-    - `attributed`: the slope that `estimator` foretells; `ratio`: `slope / attributed`.
-
-    Attributes:
-        nodes: The latents.
-        scales: What a dose of 1 raises each by, in units of its activation.
-        responses: On each prompt, `[n_prompts, n_doses]`; `random_responses` along each direction,
-            `[n_random, n_prompts, n_doses]`.
-        slopes: On each prompt, `[n_prompts]`; `attributed_slopes` by the gradient.
-        table: The columns above.
-        n_neutral: How many neutral texts.
-        conventions: Metric, unit of the doses, the convention downstream and the estimator.
-        provenance: Everything that the numbers depend on.
-    """
-
-    kind: ClassVar[str] = "steering curve"
-    shown: ClassVar[tuple[str, ...]] = (
-        "dose", "response", "low", "high", "random", "random_min", "random_max", "kl", "random_kl",
-    )  # fmt: skip
-
-    nodes: tuple[SpanNode, ...]
-    scales: tuple[float, ...]
-    responses: Array
-    random_responses: Array
-    slopes: Array
-    attributed_slopes: Array
-    table: DataFrame
-    n_neutral: int
-    conventions: dict[str, str]
-    provenance: dict[str, Any]
-
-    def __repr__(self) -> str:
-        told = ", ".join(f"{key} {value}" for key, value in self.conventions.items())
-        return (
-            f"SteeringCurve({', '.join(map(str, self.nodes))} on {len(self.responses)} prompts; "
-            f"slope {self.slope:+.4g}, attributed {self.attributed:+.4g} a dose, "
-            f"ratio {self.ratio:.3g}; {told})"
-        )
-
-    @property
-    def slope(self) -> float:
-        """Of the response at dose 0, measured; mean over prompts."""
-        return float(self.slopes.mean())
-
-    @property
-    def attributed(self) -> float:
-        """The slope that the gradient foretells; mean over prompts."""
-        return float(self.attributed_slopes.mean())
-
-    @property
-    def ratio(self) -> float:
-        """`slope / attributed`: 1 where the gradient foretells it; NaN where that is 0."""
-        return self.slope / self.attributed if self.attributed else math.nan
-
-    def amounts(self, dose: float) -> dict[SpanNode, float]:
-        """What `dose` raises each latent by, as `generate` takes it."""
-        return {node: dose * scale for node, scale in zip(self.nodes, self.scales, strict=True)}
-
-    def frame(self) -> DataFrame:
-        """One line a dose, with the latents and conventions as columns."""
-        told = {"n_prompts": len(self.responses), "n_neutral": self.n_neutral, **self.conventions}
-        nodes = ", ".join(map(str, self.nodes))
-        return self.table.assign(ratio=self.ratio, nodes=nodes, **told)
-
-    def figure(self) -> Figure:
-        """The response and the KL on neutral text, by dose, over those of random directions."""
-        return steering_figure(self)
 
 
 def steer(
@@ -137,6 +40,7 @@ def steer(
     nodes: Sequence[SpanNode | str],
     metric: MetricOf = logit_diff,
     *,
+    mode: str = "add",
     doses: Sequence[float] = DOSES,
     scales: Sequence[float] | None = None,
     spans: Spans | None = None,
@@ -147,7 +51,7 @@ def steer(
     seed: int = 0,
     batch_size: int = 64,
 ) -> SteeringCurve:
-    """Raise `nodes` together by each dose, and measure what they do and what else they do.
+    """Steer `nodes` together by each dose, and measure what they do and what else they do.
 
     A latent for one of two answers helps prompts of the one and harms those of the other, if the
     metric is target less foil; over a mixture both cancel. Choose prompts of one answer, or a
@@ -159,9 +63,11 @@ def steer(
         nodes: Latents: `mlp.3/latent.901` at every position but BOS, `mlp.3/latent.901@subject` at
             the positions of a span, `mlp.3/latent.901@end` without `spans` at the last position.
         metric: From a prompt to its metric.
-        doses: Multiples of each latent's scale; 0, the clean model, is always among them.
-        scales: For each latent, in units of its activation; negative ones lower it at positive
-            doses. By default its largest activation on the prompts, at any position.
+        mode: `add` raises each latent by the dose, on or off. `set` gives it the dose in the place
+            of what it has, at every steered position; a dose of 0 takes it out.
+        doses: Multiples of each latent's scale; 0 is always among them.
+        scales: For each latent, in units of its activation; with negative ones positive doses lower
+            it. By default its largest activation on the prompts, at any position.
         spans: The spans that `nodes` name.
         neutral: Texts for the KL, where latents are steered at every position but BOS; by default
             32 of the model's example texts, drawn with `seed`.
@@ -174,103 +80,63 @@ def steer(
 
     Raises:
         UserError: no prompts, latents or doses, a latent that the model does not have or that is
-            on nowhere, or no neutral texts.
+            on nowhere, an unknown mode, or no neutral texts.
     """
     nodes = steered_nodes(model, nodes)
     doses = checked_numbers(doses, "a dose of")
-    _check(prompts, nodes, doses, spans, n_random)
-    doses = tuple(sorted({0.0, *doses}))
+    _check(prompts, nodes, mode, doses, spans, n_random)
     check_convention(downstream)
     check_batch_size(batch_size)
     texts = _neutral_texts(model, neutral, seed)
-    spans = _ends(model, prompts) if spans is None else spans
-    raised = (
-        largest_activations(model, prompts, nodes)
-        if scales is None
-        else _checked_scales(scales, nodes)
-    )
     plan = SteeringPlan(
-        amounts=dict(zip(nodes, raised, strict=True)),
-        doses=doses,
+        nodes=nodes,
+        scales=_scales(model, prompts, nodes, scales),
+        mode=mode,
+        doses=tuple(sorted({0.0, *doses})),
         directions=random_directions(model, nodes, n_random, seed),
         downstream=downstream,
         batch_size=batch_size,
     )
-    values, attributed = responses(model, prompts, metric, plan, spans)
-    kl, text_of = divergences(model, texts, plan)
-    slopes, step = _slopes(values[0], doses)
-    draws = {"n_bootstrap": n_bootstrap, "seed": seed}
-    columns = {
-        "dose": np.array(doses),
-        **_with_interval("response", values[0], pairs_of(prompts), "", draws),
-        **_among("random", values[1:]),
-        **_with_interval("kl", kl[0], text_of, "kl_", draws),
-        **_among("random_kl", kl[1:]),
-        **_with_interval("slope", slopes[:, None], pairs_of(prompts), "slope_", draws),
-        "step": step,
-        "attributed": attributed.mean(),
-    }
+    spans = _ends(model, prompts) if spans is None else spans
     conventions = {
         "metric": metric_of_name(metric),
+        "mode": mode,
         "unit": "largest activation" if scales is None else "given scale",
         "downstream": downstream,
         "estimator": "gradient x change",
     }
-    settings = {
-        **conventions,
-        "nodes": [str(node) for node in nodes],
-        "scales": list(raised),
-        "doses": list(doses),
-        "spans": list(spans.names),
-        "neutral": {"n": len(texts), "digest": digest(texts)},
-        "n_random": n_random,
-        "n_bootstrap": n_bootstrap,
-    }
-    return SteeringCurve(
-        nodes=nodes,
-        scales=raised,
-        responses=values[0],
-        random_responses=values[1:],
-        slopes=slopes,
-        attributed_slopes=attributed,
-        table=_table(columns),
-        n_neutral=len(texts),
+    draws = {"n_bootstrap": n_bootstrap, "seed": seed}
+    return SteeringCurve.of(
+        plan,
+        responses(model, prompts, metric, plan, spans),
+        divergences(model, texts, plan),
+        pairs_of(prompts),
+        draws,
         conventions=conventions,
-        provenance=record_prompts(model, prompts, conventions["metric"], settings, seed=seed),
+        provenance=_provenance(model, prompts, plan, spans, texts, conventions | draws),
     )
 
 
-def _table(columns: dict[str, Any]) -> DataFrame:
-    import pandas as pd
-
-    n_doses = len(columns["dose"])
-    return pd.DataFrame({k: np.broadcast_to(values, n_doses) for k, values in columns.items()})
-
-
-def _with_interval(
-    name: str, values: Array, clusters: Array, prefix: str, draws: dict[str, int]
-) -> dict[str, Array]:
-    """Column means of `values [n, k]`, and the intervals."""
-    low, high = cluster_interval(values, clusters, **draws)
-    return {name: values.mean(0), f"{prefix}low": low, f"{prefix}high": high}
-
-
-def _among(name: str, values: Array) -> dict[str, Array]:
-    """Of `[n_random, n, n_doses]` the mean over all, and the smallest and largest direction."""
-    if not len(values):
-        values = np.full((1, *values.shape[1:]), np.nan)
-    means = values.mean(1)
-    return {name: means.mean(0), f"{name}_min": means.min(0), f"{name}_max": means.max(0)}
-
-
-def _slopes(values: Array, doses: tuple[float, ...]) -> tuple[Array, float]:
-    """The difference quotient `[n_prompts]` between the smallest dose of both signs, and it."""
-    both = [dose for dose in doses if dose > 0 and -dose in doses]
-    if not both:
-        return np.full(len(values), np.nan), np.nan
-    step = min(both)
-    up, down = (values[:, doses.index(dose)] for dose in (step, -step))
-    return (up - down) / (2 * step), step
+def _provenance(
+    model: SplicedModel,
+    prompts: Sequence[str | Prompt],
+    plan: SteeringPlan,
+    spans: Spans,
+    texts: Sequence[str],
+    told: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything that the numbers depend on; `told` are conventions, `n_bootstrap` and `seed`."""
+    settings = {
+        **told,
+        "nodes": [str(node) for node in plan.nodes],
+        "scales": list(plan.scales),
+        "doses": list(plan.doses),
+        "spans": list(spans.names),
+        "neutral": {"n": len(texts), "digest": digest(texts)},
+        "n_random": len(plan.directions),
+    }
+    seed = settings.pop("seed")
+    return record_prompts(model, prompts, told["metric"], settings, seed=seed)
 
 
 def _ends(model: SplicedModel, prompts: Sequence[str | Prompt]) -> Spans:
@@ -299,8 +165,16 @@ def _neutral_texts(
     return texts
 
 
-def _checked_scales(scales: Sequence[float], nodes: Sequence[SpanNode]) -> tuple[float, ...]:
-    found = checked_numbers(scales, "a scale of")
+def _scales(
+    model: SplicedModel,
+    prompts: Sequence[str | Prompt],
+    nodes: Sequence[SpanNode],
+    given: Sequence[float] | None,
+) -> tuple[float, ...]:
+    """The scales given, or the largest activations."""
+    if given is None:
+        return largest_activations(model, prompts, nodes)
+    found = checked_numbers(given, "a scale of")
     if len(found) != len(nodes) or not all(found):
         raise UserError(
             f"scales {list(found)} for {len(nodes)} latents; give each one that is not 0"
@@ -311,11 +185,15 @@ def _checked_scales(scales: Sequence[float], nodes: Sequence[SpanNode]) -> tuple
 def _check(
     prompts: Sequence[str | Prompt],
     nodes: Sequence[SpanNode],
+    mode: str,
     doses: Sequence[float],
     spans: Spans | None,
     n_random: int,
 ) -> None:
     check_prompts(prompts)
+    check_mode(mode)
+    if mode == "set":
+        _check_one_value(nodes)
     if not any(doses) or len(set(doses)) < len(doses):
         raise UserError(f"doses {list(doses)}; give each once, and at least one that is not 0")
     named = next((node for node in nodes if node.span not in (ALL, END)), None)
@@ -328,3 +206,15 @@ def _check(
         raise UserError(f"spans of {len(spans)} prompts for {len(prompts)} prompts; give one each")
     if n_random < 0:
         raise UserError(f"n_random={n_random}; give 0 or more random directions")
+
+
+def _check_one_value(nodes: Sequence[SpanNode]) -> None:
+    """Refuse a latent at two spans: they may overlap, and in neutral text they are one."""
+    seen = set()
+    for node in nodes:
+        if (node.site, node.latent) in seen:
+            raise UserError(
+                f"{node} is set at another span too, and in neutral text everywhere; "
+                "give each latent once, or mode='add'"
+            )
+        seen.add((node.site, node.latent))

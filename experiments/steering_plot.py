@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import isnan
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from experiments.steering import SteeringCurve
+    from experiments.steering_result import SteeringCurve
 
 STEERED, FORETOLD = "#0072b2", "#d55e00"
 
@@ -21,20 +20,22 @@ def steering_figure(curve: SteeringCurve) -> Figure:
     left, right = figure.subplots(1, 2)
     names = [str(node).removesuffix("@all") for node in curve.nodes]
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    figure.suptitle(
-        f"{shown}, downstream {curve.conventions['downstream']}", fontsize=10, parse_math=False
-    )
+    mode, downstream = curve.conventions["mode"], curve.conventions["downstream"]
+    figure.suptitle(f"{shown}, mode {mode}, downstream {downstream}", fontsize=10, parse_math=False)
+    if mode == "set":  # else the clean metric is the response at dose 0
+        left.axhline(curve.clean.mean(), color="0.4", lw=0.8, ls=":", label="clean")
     low, high = _curve(left, curve, "response", "low", "high", "random")
     left.set_ylabel(f"{curve.conventions['metric']},\nmean over {len(curve.responses)} prompts")
-    if not isnan(curve.attributed):
-        _foretold(left, curve)
-        left.set_ylim(low, high)  # the line may leave the panel
+    _foretold(left, curve)
+    left.set_ylim(low, high)  # the line may leave the panel
     _curve(right, curve, "kl", "kl_low", "kl_high", "random_kl")
     right.set_ylabel(f"KL(clean || steered), nats,\nmean over {curve.n_neutral} neutral texts")
     for axes in (left, right):
         axes.set_xlabel(f"dose, in multiples of the latent's {curve.conventions['unit']}")
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=4)
+    ncols = 4 if len(handles) < 5 else 3
+    place = {"loc": "outside lower center", "ncols": ncols}
+    figure.legend(handles, labels, frameon=False, fontsize=9, **place)
     return figure
 
 
@@ -57,13 +58,6 @@ def _curve(
 
 
 def _foretold(axes: Axes, curve: SteeringCurve) -> None:
-    """The tangent at dose 0 that the gradient foretells, through the clean metric."""
-    dose = np.asarray(curve.table["dose"], float)
-    clean = float(np.interp(0, dose, np.asarray(curve.table["response"], float)))
-    axes.plot(
-        dose,
-        clean + curve.attributed * dose,
-        "--",
-        color=FORETOLD,
-        label=f"foretold by {curve.conventions['estimator']}",
-    )
+    """What the gradient on the clean pass foretells."""
+    label = f"foretold by {curve.conventions['estimator']}"
+    axes.plot(curve.table["dose"], curve.table["foretold"], "--", color=FORETOLD, label=label)

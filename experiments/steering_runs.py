@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attribution.gradients import gradients
-from attribution.metrics import bind
+from attribution.metrics import BoundMetric, bind
 from circuits import Output, Prompt, Site, SplicedModel, UserError
+from circuits.interventions import Edit
 from circuits.outputs import ALL_LOGITS
 from experiments.pooled import MetricOf
 from experiments.spans import SpanNode, Spans
-from experiments.steering_vectors import as_large, positions, shifts, steered_passes
+from experiments.steering_modes import steer_rows
+from experiments.steering_vectors import Shifts, as_large, positions, shifts, steering_edits
 
 Array = np.ndarray
 
@@ -27,50 +29,173 @@ class SteeringPlan:
     """What is done to every text.
 
     Attributes:
-        amounts: What a dose of 1 raises each latent by, in units of its activation.
-        doses: Multiples of that.
+        nodes: Latents, steered together.
+        scales: What a dose of 1 raises each by, or sets it to, in units of its activation.
+        mode: `add` or `set`.
+        doses: Multiples of the scales, ascending, 0 among them.
         directions: Random ones, each a unit vector `[d_out]` for each site that is written to.
         downstream: `recompute` or `freeze`.
         batch_size: Passes at a time.
     """
 
-    amounts: Mapping[SpanNode, float]
+    nodes: tuple[SpanNode, ...]
+    scales: tuple[float, ...]
+    mode: str
     doses: tuple[float, ...]
     directions: Sequence[Mapping[Site, Tensor]]
     downstream: str
     batch_size: int
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """The latents first and the random directions after them, by doses."""
-        return 1 + len(self.directions), len(self.doses)
+    def moving(self) -> list[int]:
+        """The doses, by number, that change something: adding 0 is the clean pass."""
+        return [i for i, dose in enumerate(self.doses) if dose or self.mode == "set"]
 
-    def steering(
-        self, model: SplicedModel, ids: Tensor, spans: Spans | None = None, i: int = 0
-    ) -> dict[Site, Tensor]:
-        """What a dose of 1 adds on `ids [1, pos]`, the `i`th prompt of `spans`."""
-        places = [positions(model, ids, node, spans, i) for node in self.amounts]
-        return shifts(model, ids, self.amounts, places)
+    def amounts(self, i: int) -> list[float]:
+        """What the dose number `i` raises each latent by, or sets it to."""
+        return [self.doses[i] * scale for scale in self.scales]
 
-    def passes(
-        self, model: SplicedModel, ids: Tensor, steering: Mapping[Site, Tensor], output: Output
-    ) -> Iterator[tuple[Array, Any]]:
-        """What passes give, with the places `[2, n]` in `shape` that each is of.
 
-        The first is the clean pass: that of dose 0, to which nothing is added.
-        """
-        ways = [steering, *(as_large(steering, directions) for directions in self.directions)]
-        doses = np.array(self.doses)
-        still = np.argwhere(np.broadcast_to(doses == 0, self.shape)).T
-        moved = np.argwhere(np.broadcast_to(doses != 0, self.shape)).T
-        yield still, model.run(ids, downstream=self.downstream, output=output)
-        rows = [
-            {site: self.doses[dose] * shift for site, shift in ways[way].items()}
-            for way, dose in moved.T.tolist()
-        ]
-        how = {"output": output, "downstream": self.downstream, "batch_size": self.batch_size}
-        for n, read in enumerate(steered_passes(model, ids, rows, **how)):
-            yield moved[:, n * self.batch_size :][:, : self.batch_size], read
+@dataclass(frozen=True, eq=False)
+class Steered:
+    """What one text gives.
+
+    Attributes:
+        clean: Of the clean pass, `[...]`.
+        values: Of the latents and then of the random directions, `[1 + n_random, n_doses, ...]`.
+        changes: What steering the latents changes of what sites write, `[n_doses, pos, d_out]`.
+    """
+
+    clean: Array
+    values: Array
+    changes: Shifts
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """A text to be steered.
+
+    Attributes:
+        model: The spliced model.
+        ids: `[1, pos]`.
+        places: Where each latent is steered, `[n_nodes, pos]`.
+        output: What passes give.
+        read: From that of some rows, and of the clean pass, to numbers `[rows, ...]`.
+    """
+
+    model: SplicedModel
+    ids: Tensor
+    places: Tensor
+    output: Output
+    read: Callable[[Any, Any], Array]
+
+    def steered(self, plan: SteeringPlan) -> Steered:
+        """At every dose: along the latents, then along directions as large as what that changes."""
+        model, ids, output = self.model, self.ids, self.output
+        unchanged = model.run(ids, output=output)
+        (clean,) = self.read(unchanged, unchanged)
+        values = np.empty((1 + len(plan.directions), len(plan.doses), *clean.shape))
+        values[:] = clean
+        errors = model.errors(ids) if plan.downstream == "freeze" else None
+
+        def go(edits: Mapping[Site, Edit], n: int) -> Array:
+            how: Any = {"downstream": plan.downstream, "clean_errors": errors, "output": output}
+            return self.read(model.run(ids.expand(n, -1), edits, **how), unchanged)
+
+        nothing = torch.zeros(len(plan.doses), *self.places.shape, device=ids.device)
+        changes = shifts(model, plan.nodes, nothing)
+        for some in _batches(plan.moving, plan.batch_size):
+            rows = [plan.amounts(i) for i in some]
+            edits, changed = steer_rows(model, ids, plan.nodes, rows, self.places, plan.mode)
+            values[0, some] = go(edits, len(some))
+            for site, change in changed().items():
+                changes[site][some] = change
+        pairs = [(way, i) for way in range(len(plan.directions)) for i in plan.moving]
+        for some in _batches(pairs, plan.batch_size):
+            ways, doses = (list(numbers) for numbers in zip(*some, strict=True))
+            large = {site: change[doses] for site, change in changes.items()}
+            along = {s: torch.stack([plan.directions[w][s] for w in ways])[:, None] for s in large}
+            edits = steering_edits(as_large(large, along))
+            values[[1 + way for way in ways], doses] = go(edits, len(some))
+        return Steered(clean, values, changes)
+
+
+@dataclass(frozen=True, eq=False)
+class Responses:
+    """The metric on prompts.
+
+    Attributes:
+        clean: Of the model as it is, `[n_prompts]`.
+        values: Of the latents and then of the random directions, `[1 + n_random, n_prompts,
+            n_doses]`.
+        foretold: Of the latents by the gradient on the clean pass times what steering changes,
+            `[n_prompts, n_doses]`.
+    """
+
+    clean: Array
+    values: Array
+    foretold: Array
+
+
+def responses(
+    model: SplicedModel,
+    prompts: Sequence[str | Prompt],
+    metric: MetricOf,
+    plan: SteeringPlan,
+    spans: Spans,
+) -> Responses:
+    """The metric of every prompt at every dose."""
+    clean, values, told = [], [], []
+    for i, prompt in enumerate(tqdm(prompts, "steering", unit="prompt", disable=None, delay=1)):
+        ids, score = model.tokens(prompt), bind(metric(prompt), model)
+
+        def read(out: Any, _: Any, score: BoundMetric = score) -> Array:
+            return score(out).double().cpu().numpy()
+
+        places = positions(model, ids, plan.nodes, spans, i)
+        found = Text(model, ids, places, score.output, read).steered(plan)
+        grads = gradients(model, ids, score, downstream=plan.downstream).grads
+        products = [(grads[site].float() * x).sum((1, 2)) for site, x in found.changes.items()]
+        clean.append(found.clean)
+        values.append(found.values)
+        told.append(found.clean + torch.stack(products).double().sum(0).cpu().numpy())
+    return Responses(np.array(clean), np.stack(values, axis=1), np.array(told))
+
+
+@dataclass(frozen=True, eq=False)
+class Divergences:
+    """`KL(clean || steered)` of the next token in nats, wherever dictionaries read neutral texts.
+
+    Attributes:
+        values: Of the latents and then of the random directions, `[1 + n_random, n_positions,
+            n_doses]`.
+        text_of: The number of each position's text, `[n_positions]`.
+        n_texts: How many texts.
+    """
+
+    values: Array
+    text_of: Array
+    n_texts: int
+
+
+def divergences(
+    model: SplicedModel, texts: Sequence[str | Prompt], plan: SteeringPlan
+) -> Divergences:
+    """The KL at every position, of one text after the other, steered at every position."""
+    found, text_of = [], []
+    for i, text in enumerate(tqdm(texts, "neutral texts", unit="text", disable=None, delay=1)):
+        ids = model.tokens(text)
+        (reads,) = model.reads(ids)
+
+        def read(logits: Tensor, clean: Tensor, reads: Tensor = reads) -> Array:
+            log_p, steered = (x[:, reads].float().log_softmax(-1) for x in (clean, logits))
+            return (log_p.exp() * (log_p - steered)).sum(-1).double().cpu().numpy()
+
+        places = positions(model, ids, plan.nodes)
+        values = Text(model, ids, places, ALL_LOGITS, read).steered(plan).values
+        found.append(values.transpose(0, 2, 1))
+        text_of.append(np.full(values.shape[-1], i))
+    return Divergences(np.concatenate(found, axis=1), np.concatenate(text_of), len(texts))
 
 
 def largest_activations(
@@ -100,49 +225,5 @@ def largest_activations(
     return tuple(largest.tolist())
 
 
-def responses(
-    model: SplicedModel,
-    prompts: Sequence[str | Prompt],
-    metric: MetricOf,
-    plan: SteeringPlan,
-    spans: Spans | None = None,
-) -> tuple[Array, Array]:
-    """The metric, `[1 + n_random, n_prompts, n_doses]`, and the foretold slopes `[n_prompts]`.
-
-    The slope is the sum over sites and positions of the gradient times what a dose of 1 adds.
-    """
-    n_ways, n_doses = plan.shape
-    values, slopes = np.zeros((n_ways, len(prompts), n_doses)), np.zeros(len(prompts))
-    for i, prompt in enumerate(tqdm(prompts, "steering", unit="prompt", disable=None, delay=1)):
-        ids, score = model.tokens(prompt), bind(metric(prompt), model)
-        steering = plan.steering(model, ids, spans, i)
-        grads = gradients(model, ids, score, downstream=plan.downstream).grads
-        products = [(grads[site][0].float() * shift).sum() for site, shift in steering.items()]
-        slopes[i] = torch.stack(products).sum().item()
-        for (ways, doses), read in plan.passes(model, ids, steering, score.output):
-            values[ways, i, doses] = score(read).double().cpu().numpy()
-    return values, slopes
-
-
-def divergences(
-    model: SplicedModel, texts: Sequence[str | Prompt], plan: SteeringPlan
-) -> tuple[Array, Array]:
-    """`KL(clean || steered)` in nats, `[1 + n_random, n_positions, n_doses]`, and whose position.
-
-    Of the next token at every position that dictionaries read, of one text after the other; the
-    second array `[n_positions]` numbers the texts.
-    """
-    found, text_of = [], []
-    for i, text in enumerate(tqdm(texts, "neutral texts", unit="text", disable=None, delay=1)):
-        ids = model.tokens(text)
-        (reads,) = model.reads(ids)
-        values = np.zeros((plan.shape[0], int(reads.sum()), plan.shape[1]))
-        clean = None
-        for (ways, doses), read in plan.passes(model, ids, plan.steering(model, ids), ALL_LOGITS):
-            log_p = read[:, reads].float().log_softmax(-1)
-            clean = log_p if clean is None else clean
-            kl = (clean.exp() * (clean - log_p)).sum(-1)  # [batch, pos]
-            values[ways, :, doses] = kl.double().cpu().numpy()
-        found.append(values)
-        text_of.append(np.full(values.shape[1], i))
-    return np.concatenate(found, axis=1), np.concatenate(text_of)
+def _batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -8,21 +8,20 @@ is off, and where a negative `a` takes away more than the latent has.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from circuits import Output, Site, SplicedModel, UserError
+from circuits import Site, SplicedModel, UserError
 from circuits.interventions import Edit, check_latent
 from experiments.spans import ALL, SpanNode, Spans
 
 Amounts = Mapping[SpanNode, float] | Mapping[str, float]
-"""What the activation of each latent is raised by: `{"mlp.3/latent.901": 8.0}`."""
+"""What the activation of each latent is raised by, or set to: `{"mlp.3/latent.901": 8.0}`."""
 
 Shifts = Mapping[Site, Tensor]
-"""What is added to what each site writes, `[pos, d_out]`; zero where dictionaries do not read."""
+"""What each site writes more, `[rows, pos, d_out]`; zero where dictionaries do not read."""
 
 
 def steered_nodes(model: SplicedModel, nodes: Sequence[SpanNode | str]) -> tuple[SpanNode, ...]:
@@ -43,40 +42,39 @@ def steered_nodes(model: SplicedModel, nodes: Sequence[SpanNode | str]) -> tuple
     return found
 
 
-def shifts(
-    model: SplicedModel, ids: Tensor, amounts: Mapping[SpanNode, float], places: Sequence[Tensor]
-) -> dict[Site, Tensor]:
-    """The sum of what raising each latent by its amount adds, at its positions.
+def shifts(model: SplicedModel, nodes: Sequence[SpanNode], raised: Tensor) -> dict[Site, Tensor]:
+    """What sites write more where the activations of `nodes` rise by `raised [rows, nodes, pos]`.
 
-    Args:
-        model: The spliced model.
-        ids: `[1, pos]`.
-        amounts: In units of activation.
-        places: For each latent, where it is raised, as a mask `[pos]`.
+    Of each site that the latents write to, `[rows, pos, d_out]`.
     """
     sums: dict[Site, Tensor] = {}
-    for (node, amount), mask in zip(amounts.items(), places, strict=True):
+    for node, more in zip(nodes, raised.unbind(1), strict=True):
         decoders = model.dictionaries[node.site].decoders
         for there, W_dec in zip(model.writes_to(node.site), decoders, strict=True):
-            row = W_dec[node.latent].float()
-            sums.setdefault(there, row.new_zeros(ids.shape[1], len(row)))
-            sums[there] += mask[:, None] * (amount * row)
+            added = more[..., None] * W_dec[node.latent].float()
+            sums[there] = sums[there] + added if there in sums else added
     return sums
 
 
 def positions(
-    model: SplicedModel, ids: Tensor, node: SpanNode, spans: Spans | None = None, i: int = 0
+    model: SplicedModel,
+    ids: Tensor,
+    nodes: Sequence[SpanNode],
+    spans: Spans | None = None,
+    i: int = 0,
 ) -> Tensor:
-    """Where `node` is steered on the prompt `ids [1, pos]`, the `i`th of `spans`: a mask `[pos]`.
+    """Where `nodes` are steered on the prompt `ids [1, pos]`, the `i`th of `spans`.
 
-    Without spans, or for the span `all`, wherever dictionaries read: BOS is left alone.
+    Without spans, or for the span `all`, wherever dictionaries read: BOS is left alone. A mask
+    `[n_nodes, pos]`.
     """
-    (reads,) = model.reads(ids)
-    if spans is None or node.span == ALL:
-        return reads
-    mask = torch.zeros_like(reads)
-    mask[[place.pos for place in spans.nodes(node, i)]] = True  # pyright: ignore[reportAttributeAccessIssue]
-    return mask & reads
+    mask = torch.zeros(len(nodes), ids.shape[1], dtype=torch.bool, device=ids.device)
+    for row, node in zip(mask, nodes, strict=True):
+        if spans is None or node.span == ALL:
+            row[:] = True
+        else:
+            row[[place.pos for place in spans.nodes(node, i)]] = True
+    return mask & model.reads(ids)
 
 
 def random_directions(
@@ -96,41 +94,18 @@ def random_directions(
     ]
 
 
-def as_large(steering: Shifts, directions: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
-    """Shifts along `directions` with the norm of `steering` at each site and position."""
-    return {site: x.norm(dim=-1, keepdim=True) * directions[site] for site, x in steering.items()}
+def as_large(changes: Shifts, directions: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
+    """Shifts along `directions` with the norm of `changes` at each row, site and position."""
+    return {site: x.norm(dim=-1, keepdim=True) * directions[site] for site, x in changes.items()}
 
 
-def steering_edits(rows: Sequence[Shifts]) -> dict[Site, Edit]:
-    """Edits that add `rows[i]` in row `i` of a batch; all rows are of the same sites."""
+def steering_edits(added: Shifts) -> dict[Site, Edit]:
+    """Edits that add what `added` has for each row of a batch."""
 
-    def edit(site: Site) -> Edit:
-        shift = torch.stack([row[site] for row in rows])
+    def edit(shift: Tensor) -> Edit:
         return lambda acts, error: (acts, error + shift.to(error))
 
-    return {site: edit(site) for site in rows[0]}
-
-
-def steered_passes(
-    model: SplicedModel,
-    ids: Tensor,
-    rows: Sequence[Shifts],
-    *,
-    output: Output,
-    downstream: str,
-    batch_size: int,
-) -> Iterator[Any]:
-    """What passes over `ids [1, pos]` give with each of `rows` added, `batch_size` at a time."""
-    clean_errors = model.errors(ids) if downstream == "freeze" and rows else None
-    for start in range(0, len(rows), batch_size):
-        chunk = rows[start : start + batch_size]
-        yield model.run(
-            ids.expand(len(chunk), -1),
-            steering_edits(chunk),
-            downstream=downstream,
-            clean_errors=clean_errors,
-            output=output,
-        )
+    return {site: edit(shift) for site, shift in added.items()}
 
 
 def checked_numbers(numbers: Sequence[float], what: str) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ from experiments.commands.options import OUTPUT, Files, with_options
 
 if TYPE_CHECKING:
     from circuits import Prompt, SplicedModel
+    from experiments.datasets import Pairs
     from experiments.kinds import AblationKind
     from experiments.pooled import MetricOf
     from experiments.results import Result
@@ -25,7 +26,7 @@ _OPTIONS = (
     ),
     click.option(
         "--prompts", "n_prompts", type=click.IntRange(min=2), default=30, show_default=True,
-        metavar="N", help="How many pairs.",
+        metavar="N", help="How many pairs, of those that fit the model.",
     ),
     click.option(
         "--spans", "spanned", type=click.Choice(["named", "aligned", "whole"]),
@@ -66,8 +67,8 @@ class Many:
 
     name: str
     model: SplicedModel
-    prompts: Sequence[Prompt]
-    others: Sequence[Prompt]
+    prompts: Pairs
+    others: Pairs
     metric: MetricOf
     kind: AblationKind
     downstream: str
@@ -102,13 +103,13 @@ def asks_many(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _loaded(given: dict[str, Any]) -> Many:
     from circuits import UserError, load
-    from experiments.datasets import fitting
     from experiments.kinds import kind_named
     from experiments.named import prompts_named
 
     files = Files.checked(given["out"], given["force"])
-    prompts, others, metric = prompts_named(given["task"], given["n_prompts"], given["seed"])
-    kind = kind_named(given["kind_name"], others or prompts, seed=given["seed"])
+    asked = given["task"], given["n_prompts"], given["seed"]
+    prompts, others, _ = prompts_named(*asked)
+    kind = kind_named(given["kind_name"], others or prompts)  # before a model is loaded for nothing
     model = load(
         given["model"],
         dictionaries=given["dictionaries"],
@@ -116,23 +117,35 @@ def _loaded(given: dict[str, Any]) -> Many:
         device=given["device"],
         memory=given["memory"],
     )
-    kept = fitting(model, prompts, aligned=kind.name == "patch")
-    if kept.left_out:
-        click.echo(kept.report(), err=True)
-    if len(kept) < 2:
+    prompts, others, metric = prompts_named(*asked, model=model, aligned=kind.name == "patch")
+    for line in _told(prompts, others, given["n_prompts"]):
+        click.echo(line, err=True)
+    if len(prompts) < 2:
         raise UserError(
-            f"{len(kept)} of the {len(prompts)} pairs of {given['task']} fit {model.name}; "
+            f"{len(prompts)} of the pairs of {given['task']} fit {model.name}; "
             "give another task, or a model that knows its words"
         )
     return Many(
         name=given["task"],
         model=model,
-        prompts=kept,
-        others=fitting(model, others, aligned=kind.name == "patch") if others else (),
+        prompts=prompts,
+        others=others,
         metric=metric,
-        kind=kind,
+        kind=kind_named(given["kind_name"], others or prompts, seed=given["seed"]),
         downstream=given["downstream"],
         seed=given["seed"],
         files=files,
         spanned=given["spanned"],
     )
+
+
+def _told(prompts: Pairs, others: Pairs, n: int) -> list[str]:
+    """What there is to tell of `n` pairs and as many others: what was left out, or too few."""
+    told = []
+    if prompts.left_out or len(prompts) < n:
+        told.append(f"asked for {n}: {prompts.report()}")
+    if others.left_out != prompts.left_out:
+        told.append(f"asked for {n} others: {others.report()}")
+    elif len(others) < n:
+        told.append(f"asked for {n} others: {len(others)} pairs")
+    return told

@@ -45,7 +45,8 @@ def path(
     Each node takes the value that it gets from the one before it, every other spliced site held
     clean; a step that crosses another site carries nothing. The total is what the metric loses
     when the source is ablated and all else may follow. With --from, paths are those of the graph;
-    of a prompt, of a graph of 400 latents against what the source is set to.
+    of a prompt, of a graph of 400 latents against what the source is set to. Beside the effect of
+    a path of the graph stands what the product of its edges attributes to it.
 
     \b
     Examples:
@@ -66,11 +67,9 @@ def path(
     question = answerable(asked, graphs=True)
     check_kind(kind, question)
     model, prompt, metric = question.model, question.prompt, question.metric
-    graph = None
+    graph = question.graph
     if start is not None:
-        graph = question.graph or AttributionGraph.from_attribution(
-            attribution_against(kind, question)
-        )
+        graph = graph or AttributionGraph.from_attribution(attribution_against(kind, question))
         named = strongest_paths(graph, start, strongest)
     result = path_patch(
         model, prompt, metric, named,

@@ -1,4 +1,4 @@
-"""`circuits steer`: dose and response of latents, and continuations with them raised."""
+"""`circuits steer`: dose and response of latents, and continuations with them steered."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ if TYPE_CHECKING:
     from experiments.steering import SteeringCurve
 
 
-@click.command(short_help="Raise latents: response by dose, side effects, continuations.")
+@click.command(short_help="Raise or set latents: response by dose, side effects, continuations.")
 @click.option(
     "--latent", "latents", multiple=True, required=True, metavar="NODE",
     help="mlp.3/latent.901, or at a named span mlp.3/latent.901@subject, or at the last position "
-    "mlp.3/latent.901@end. May be repeated: they are raised together.",
+    "mlp.3/latent.901@end. May be repeated: they are steered together.",
+)  # fmt: skip
+@click.option(
+    "--mode", type=click.Choice(["add", "set"]), default="add", show_default=True,
+    help="Add the dose to what a latent has, or set it to the dose (0 takes it out).",
 )  # fmt: skip
 @click.option(
     "--dose", "doses", type=float, multiple=True, metavar="X",
@@ -25,12 +29,11 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--scale", "scales", type=float, multiple=True, metavar="X",
-    help="What a dose of 1 raises each latent by, instead of its largest activation; one for each "
-    "--latent.",
+    help="What a dose of 1 is, instead of each latent's largest activation; one for each --latent.",
 )  # fmt: skip
 @click.option(
     "--random", "n_random", type=click.IntRange(min=0), default=5, show_default=True, metavar="N",
-    help="Random directions of the same norm.",
+    help="Random directions, as large as what the dose changes.",
 )  # fmt: skip
 @click.option(
     "--neutral", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
 def steer(
     many: Many,
     latents: tuple[str, ...],
+    mode: str,
     doses: tuple[float, ...],
     scales: tuple[float, ...],
     n_random: int,
@@ -52,17 +56,19 @@ def steer(
     start: str | None,
     n_tokens: int,
 ) -> None:
-    """Raise latents by doses, and measure the metric and what happens to neutral text.
+    """Raise latents by doses, or set them, and measure the metric and what neutral text suffers.
 
     The response is the mean metric, in its units, with a 95 % bootstrap interval over prompt pairs;
     its slope at dose 0 stands beside the one that the gradient foretells. KL is that of the next
-    token on neutral texts, in nats. Both are shown along random directions of the same norm.
+    token on neutral texts, in nats. Both are shown along random directions, as large at each place
+    as what the dose changes there.
     Continuations are greedy. --kind has no part in it: nothing is ablated.
 
     \b
     Examples:
       circuits steer --task agreement_simple --latent resid.2/latent.722 --out steer.svg
       circuits steer --task ioi --latent mlp.3/latent.286 --dose -1 --dose 1 --generate "the boy"
+      circuits steer --task ioi --latent mlp.3/latent.286 --mode set --dose 1 --dose 2
     """
     from pathlib import Path
 
@@ -81,6 +87,7 @@ def steer(
         many.prompts,
         latents,
         many.metric,
+        mode=mode,
         doses=doses or DOSES,
         scales=scales or None,
         spans=many.spans(many.prompts) if spanned else None,
@@ -104,6 +111,7 @@ def _continue(many: Many, curve: SteeringCurve, start: str, n_tokens: int) -> No
             many.model,
             start,
             steer=curve.amounts(dose),
+            mode=curve.conventions["mode"],
             max_new_tokens=n_tokens,
             downstream=many.downstream,
         )

@@ -13,7 +13,9 @@ from experiments.commands.many import Many, asks_many
     help="Latents to test, screened by the larger of |gradient x activation| and |integrated "
     "gradients|.",
 )  # fmt: skip
-@click.option("--all", "every", is_flag=True, help="Test all latents that are on anywhere.")
+@click.option(
+    "--all", "every", is_flag=True, help="Test all latents that anything is attributed to."
+)
 @click.option(
     "--controls", type=click.IntRange(min=0), default=20, show_default=True, metavar="N",
     help="Matched random latents for each.",
@@ -24,8 +26,10 @@ def table(many: Many, top: int, every: bool, controls: int) -> None:
 
     Effects are what the metric loses, in its units, with 95 % bootstrap intervals over prompt
     pairs; q is the p of a paired sign-flip permutation test, corrected for all latents tested;
-    percentile says how many random latents of the same site and span, whose ablation changes as
-    much, have a smaller effect. As many further prompts of the task re-test what was found.
+    percentile says what share of random latents of the same site and span, whose ablation changes
+    as much, has a smaller effect. As many further prompts of the task re-test what was found: it
+    is confirmed with the same sign and a p there of at most 0.05, corrected for all re-tests,
+    which takes at least 6 pairs.
 
     \b
     Examples:

@@ -82,18 +82,39 @@ def unique(pairs: Pairs) -> Pairs:
 
 
 def shared_texts(train: Iterable[Prompt], test: Iterable[Prompt]) -> set[str]:
-    """The texts that are among both."""
-    return {prompt.text for prompt in test} & {prompt.text for prompt in train}
+    """The texts of the prompts of `test` that are no new witnesses beside `train`.
+
+    They ask about a text of `train`, or about one of its pairs the other way round, clean and
+    corrupted exchanged.
+    """
+    return {prompt.text for prompts in _shared(train, test).values() for prompt in prompts}
 
 
 def overlap(train: Iterable[Prompt], test: Iterable[Prompt]) -> int:
-    """How many different texts of `test` are texts of `train` too."""
-    return len(shared_texts(train, test))
+    """How many different texts of `test` are texts of `train` too; pairs are not compared."""
+    return len({prompt.text for prompt in test} & {prompt.text for prompt in train})
 
 
 def without_overlap(train: Iterable[Prompt], test: Iterable[Prompt]) -> Pairs:
-    """`test` without the prompts whose text is among `train`; they are told as left out."""
-    texts = {prompt.text for prompt in train}
+    """`test` without the prompts of `shared_texts`; they are told as left out."""
     test = as_pairs(test)
-    shared = [prompt for prompt in test if prompt.text in texts]
-    return test.without({"a text of the training split": shared}) if shared else test
+    shared = _shared(train, test)
+    return test.without(shared) if shared else test
+
+
+def _shared(train: Iterable[Prompt], test: Iterable[Prompt]) -> dict[str, list[Prompt]]:
+    """Prompts of `test` that `train` has in some way, by which way it is."""
+    train = list(train)
+    texts, pairs = {prompt.text for prompt in train}, {_both(prompt) for prompt in train}
+    found: dict[str, list[Prompt]] = {}
+    for prompt in test:
+        if prompt.text in texts:
+            found.setdefault("a text of the other split", []).append(prompt)
+        elif _both(prompt) in pairs:
+            found.setdefault("a pair of the other split, reversed", []).append(prompt)
+    return found
+
+
+def _both(prompt: Prompt) -> frozenset[str | None]:
+    """The texts of a pair, whichever is the clean one."""
+    return frozenset((prompt.text, prompt.corrupted))

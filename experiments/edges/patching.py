@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -24,7 +25,6 @@ from attribution.gradients import check_batch_size
 from attribution.metrics import Score, metric_name
 from circuits import (
     ErrorNode,
-    LatentNode,
     LogitNode,
     Node,
     Prompt,
@@ -34,12 +34,12 @@ from circuits import (
     UserError,
 )
 from circuits.formula import DOWNSTREAM
-from circuits.interventions import check_nodes
 from circuits.reference import check_reference
 from experiments.checks import one_prompt
 from experiments.edges.choice import check_graph_of, kept_latents, target_names
 from experiments.edges.held import Held, Source, foretold_share, same_reference, value_in
-from experiments.edges.path_runs import Route, Trip, total_effect, travel
+from experiments.edges.path_runs import Trip, total_effect, travel
+from experiments.edges.routes import Route, routes_of
 from experiments.edges.strongest import attributed
 from experiments.kinds import AblationKind, patch
 from experiments.results import Result
@@ -59,14 +59,16 @@ class PathPatch(Result):
     (counted from 0), `step`, `node`, `word` (the token at its position), `clean`, `patched` (a
     latent's activation; the norm of an error or an embedding; the metric), `carried` (clean minus
     patched; of an error or an embedding the norm of the difference), and of each path its
-    `effect` on the metric and its `share` of the total.
+    `effect` on the metric, its `share` of the total, what a graph has `attributed` to it (the
+    product of its edges, as `strongest_paths` ranks by), and all its nodes, `paths`.
 
     Attributes:
         paths: Without the logit node.
         table: The columns above.
         effects: What the metric loses by each path, `[n]`.
         attributed: What a graph attributes to each path, `[n]`; NaN without a graph, or where edges
-            do not say (an error or a token that is set to another vector than the graph's).
+            do not say: one of the path's is not in the graph, or an error or a token is set to
+            another vector than the graph's.
         total: What the metric loses when the source is ablated, everything free to follow.
         conventions: Metric, reference and the convention downstream of `total`.
         provenance: Everything that the numbers depend on.
@@ -150,8 +152,9 @@ def path_patch(
             latents and errors, each above the one before. Over a step that crosses another spliced
             site nothing is carried, as no edge does that. A logit node at the end may be left out;
             one of several targets means that target's share.
-        graph: Whose attributed effect of each path is set beside the measured one; made against
-            the same reference, or else in proportion to what the source, a latent, loses.
+        graph: Whose attributed effect of each path, if it has the path, is set beside the measured
+            one; made against the same reference, or else in proportion to what the source, a
+            latent, loses.
         kind: What the source is set to; `patch()` by default.
         downstream: What errors do in the total effect; of a token it is `recompute`.
         batch_size: Rows of one pass.
@@ -168,47 +171,55 @@ def path_patch(
     if graph is not None:
         check_graph(graph)
         check_graph_of(model, ids, metric, graph)
-    routes = _routes(model, ids, metric, paths)
+    routes = routes_of(model, ids, metric, paths)
     source = routes[0].source
     if isinstance(source, TokenNode) and downstream != "recompute":
         raise UserError(
             f"downstream={downstream!r}; a token's total effect is measured with recompute alone"
         )
     held, clean = Held.of(model, ids), Reference("clean", model.trace(ids))
-    trips: list[list[Trip]] = []  # a list a donor
-    totals = []
     references = kind.references(model, prompt)
+    trips, totals = [], []  # of each donor
     for reference in references:
         check_reference(model, reference, ids)
         parts = [routes[i : i + batch_size] for i in range(0, len(routes), batch_size)]
         trips.append([t for part in parts for t in travel(held, metric, part, clean, reference)])
-        totals.append(
-            total_effect(held, metric, source, reference, downstream=downstream, memory=memory)
-        )
-    steps = [np.mean([trip.steps for trip in each], axis=0) for each in zip(*trips, strict=True)]
-    effects = np.mean([[trip.effect for trip in each] for each in trips], axis=0)
-    total, name = float(np.mean(totals)), metric_name(metric)
-    conventions = {"metric": name, "reference": kind.name, "downstream": downstream}
-    told = np.full(len(routes), np.nan)
-    if graph is not None:
-        lost = [(r, value_in(clean, source) - value_in(r, source)) for r in references]
-        share = np.mean([_foretold(graph, prompt, source, *each) for each in lost])
-        logits = [LogitNode(target) for target in target_names(metric)]
-        for i, route in enumerate(routes):
-            ways = ((*route.nodes, logits[target]) for target in route.targets)
-            told[i] = share * sum(attributed(graph, way) for way in ways)
-    return PathPatch(
-        paths=tuple(route.nodes for route in routes),
-        table=_table(model, ids, routes, steps, effects, total, name),
-        effects=effects,
-        attributed=told,
-        total=total,
+        how = {"downstream": downstream, "memory": memory}
+        totals.append(total_effect(held, metric, source, reference, **how))
+    conventions = {"metric": metric_name(metric), "reference": kind.name, "downstream": downstream}
+    told = _attributed(graph, prompt, metric, routes, clean, references)
+    return _result(
+        held, routes, [Trip.mean(each) for each in zip(*trips, strict=True)], told,
+        total=float(np.mean(totals)),
         conventions=conventions,
         provenance={
-            **record(model, prompt, name, dict(conventions)),
+            **record(model, prompt, conventions["metric"], dict(conventions)),
             "graph": None if graph is None else graph.provenance,
         },
-    )
+    )  # fmt: skip
+
+
+def _attributed(
+    graph: AttributionGraph | None,
+    prompt: str | Prompt,
+    metric: Metric | Targets | Score,
+    routes: Sequence[Route],
+    clean: Reference,
+    references: Sequence[Reference],
+) -> np.ndarray:
+    """What the graph attributes to each route, to all its targets together; NaN if it is silent."""
+    told = np.full(len(routes), np.nan)
+    if graph is None:
+        return told
+    source = routes[0].source
+    lost = [(r, value_in(clean, source) - value_in(r, source)) for r in references]
+    share = np.mean([_foretold(graph, prompt, source, *each) for each in lost])
+    logits = [LogitNode(target) for target in target_names(metric)]
+    for i, route in enumerate(routes):
+        ways = [(*route.nodes, logits[target]) for target in route.targets]
+        if all(graph.digraph.has_edge(*edge) for way in ways for edge in pairwise(way)):
+            told[i] = share * sum(attributed(graph, way) for way in ways)
+    return told
 
 
 def _foretold(
@@ -230,77 +241,36 @@ def _share(part: float, total: float) -> float:
     return part / total if total else np.nan
 
 
-def _table(
-    model: SplicedModel,
-    ids: Tensor,
+def _result(
+    held: Held,
     routes: Sequence[Route],
-    values: Sequence[np.ndarray],
-    effects: np.ndarray,
+    trips: Sequence[Trip],
+    told: np.ndarray,
+    *,
     total: float,
-    metric: str,
-) -> DataFrame:
+    conventions: dict[str, str],
+    provenance: dict[str, Any],
+) -> PathPatch:
+    """What travelled, as a table with a row for each step."""
     import pandas as pd
 
-    words = model.words(ids[0])
+    words = held.model.words(held.ids[0])
+    metric = str(LogitNode(conventions["metric"]))
     rows = []
-    for i, (route, steps) in enumerate(zip(routes, values, strict=True)):
-        places = [(str(node), words[node.pos]) for node in route.nodes]
-        for step, (name, word) in enumerate([*places, (str(LogitNode(metric)), "")]):
-            at = {"path": i, "step": step, "node": name, "word": word}
-            told = dict(zip(("clean", "patched", "carried"), steps[step].tolist(), strict=True))
-            rows.append({**at, **told, "effect": effects[i], "share": _share(effects[i], total)})
-    return pd.DataFrame(rows)
-
-
-def _routes(
-    model: SplicedModel,
-    ids: Tensor,
-    metric: Metric | Targets | Score,
-    paths: Sequence[Node] | Sequence[Sequence[Node]],
-) -> list[Route]:
-    """The paths, checked, without their logit nodes."""
-    if not isinstance(paths, Sequence) or isinstance(paths, str) or not paths:
-        raise UserError("give a path, a list of nodes from a latent upwards; or several such lists")
-    several = [paths] if isinstance(paths[0], Node) else paths
-    routes = [_route(model, ids, metric, tuple(path)) for path in several]  # pyright: ignore
-    if len({route.source for route in routes}) > 1:
-        raise UserError(
-            f"paths from {routes[0].source} and from others; give paths from one node, whose total "
-            "effect they share"
-        )
-    return routes
-
-
-def _route(
-    model: SplicedModel, ids: Tensor, metric: Metric | Targets | Score, path: tuple[Node, ...]
-) -> Route:
-    """One path; refused where its nodes do not exist or do not follow each other."""
-    names = target_names(metric)
-    targets = tuple(range(len(names)))
-    if path and isinstance(path[-1], LogitNode):
-        if path[-1].name not in names:
-            raise UserError(f"a path ends in {path[-1]}; the metric is {metric_name(metric)!r}")
-        targets, path = (names.index(path[-1].name),), path[:-1]
-    source, steps = (path[0], path[1:]) if path else (None, ())
-    if not isinstance(source, Source) or not all(
-        isinstance(node, LatentNode | ErrorNode) for node in steps
-    ):
-        raise UserError(
-            f"{' -> '.join(map(str, path)) or 'nothing'} is no path; it starts at a latent, an "
-            "error or a token and goes through latents and errors"
-        )
-    route = Route(source, steps, targets)  # pyright: ignore[reportArgumentType]
-    if isinstance(source, TokenNode) and not 0 <= source.pos < ids.shape[1]:
-        raise UserError(f"{source}: no such position; the prompt has {ids.shape[1]} tokens")
-    latents = [node for node in route.nodes if not isinstance(node, TokenNode)]
-    check_nodes(model, ids, latents)
-    below = [(source.pos, (-1, 0) if isinstance(source, TokenNode) else source.site.order)]
-    for node in route.steps:
-        (pos, order) = below[-1]
-        if not (order < node.site.order and pos <= node.pos):
-            raise UserError(
-                f"{route}: {node} does not lie above the node before it, at its position or a "
-                "later one; order nodes as the pass goes"
-            )
-        below.append((node.pos, node.site.order))
-    return route
+    for i, (route, trip) in enumerate(zip(routes, trips, strict=True)):
+        of_path = {"effect": trip.effect, "share": _share(trip.effect, total),
+                   "attributed": told[i], "paths": str(route)}  # fmt: skip
+        places = [*((str(node), words[node.pos]) for node in route.nodes), (metric, "")]
+        for step, ((node, word), values) in enumerate(zip(places, trip.steps, strict=True)):
+            at = {"path": i, "step": step, "node": node, "word": word}
+            numbers = dict(zip(("clean", "patched", "carried"), values.tolist(), strict=True))
+            rows.append({**at, **numbers, **of_path})
+    return PathPatch(
+        paths=tuple(route.nodes for route in routes),
+        table=pd.DataFrame(rows),
+        effects=np.array([trip.effect for trip in trips]),
+        attributed=told,
+        total=total,
+        conventions=conventions,
+        provenance=provenance,
+    )

@@ -22,29 +22,8 @@ from circuits import (
     set_to,
 )
 from experiments.edges.held import Held, Seen, Source, shifts, value_in
+from experiments.edges.routes import Route
 from experiments.measure import measure
-
-
-@dataclass(frozen=True)
-class Route:
-    """One path.
-
-    Attributes:
-        source: Where it starts.
-        steps: What it goes through, in the order of the pass.
-        targets: Which targets of the metric it ends in, by number.
-    """
-
-    source: Source
-    steps: tuple[LatentNode | ErrorNode, ...]
-    targets: tuple[int, ...]
-
-    @property
-    def nodes(self) -> tuple[Source, ...]:
-        return (self.source, *self.steps)
-
-    def __str__(self) -> str:
-        return " -> ".join(map(str, self.nodes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +38,12 @@ class Trip:
 
     steps: np.ndarray
     effect: float
+
+    @classmethod
+    def mean(cls, trips: Sequence[Trip]) -> Trip:
+        """Of trips along one path, with different donors."""
+        steps = np.mean([trip.steps for trip in trips], axis=0)
+        return cls(steps, float(np.mean([trip.effect for trip in trips])))
 
 
 @torch.no_grad()

@@ -16,3 +16,11 @@ curve.plot("pronouns.svg")
 for dose in (0, 2, 4, 8):
     said = generate(model, prompts[0], steer=curve.amounts(dose), max_new_tokens=6)
     print(f"dose {dose}: {said.text}")
+
+# set to the dose in the place of what it has (clamped): at 0 it is taken out
+clamped = steer(
+    model, prompts, circuit.nodes, task.metric, mode="set", doses=[0.5, 1, 2, 4], n_random=3
+)
+print(clamped.text())
+said = generate(model, prompts[0], steer=clamped.amounts(0), mode="set", max_new_tokens=6)
+print(f"taken out: {said.text}")

@@ -152,6 +152,9 @@ class StudyReport:
         provenance = self.cells[0]["provenance"]
         told |= {"versions": ", ".join(f"{k} {v}" for k, v in provenance["versions"].items())}
         told |= {"dtype": provenance["dtype"], "device": provenance["device"]}
+        for task in self.study.tasks:  # seeds may draw pairs of which others do not fit
+            pairs = [cell["pairs"] for cell in self.cells if cell["cell"]["task"] == task]
+            told[f"pairs of {task}"] = " / ".join(dict.fromkeys(pairs))
         return {key.replace("_", " "): _text(value) for key, value in told.items() if value}
 
 

@@ -1,6 +1,6 @@
 """Run a study cell by cell; what is finished is on the disk and is never computed again.
 
-1. *Load* the model once, and the prompts of a task once for its cells.
+1. *Load* the model once, and the prompts of a task that fit it once for its cells.
 2. *Rank* the nodes on the first prompts, by the cell's method.
 3. *Test* the circuits of all sizes on the held-out prompts.
 4. *Write* the cell, whole or not at all; a run that is stopped goes on after the last one written.
@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ from typing import Any
 from tqdm import tqdm
 
 from attribution.prompt_store import digest
-from circuits import Prompt, SplicedModel, UserError, load
+from circuits import SplicedModel, UserError, load
 from circuits.array_files import read_json
 from circuits.files import write_atomically
-from experiments.datasets import fitting
+from experiments.datasets import Pairs
 from experiments.faithfulness import faithfulness_curve
 from experiments.kinds import kind_named
 from experiments.methods import Question, method_named
@@ -30,18 +29,24 @@ from experiments.spans import Spans
 from experiments.study.declaration import Cell, Study
 from experiments.study.report import StudyReport
 
-FORMAT = "gemma-circuits study"
+FORMAT = "gemma-circuits study 2"
 
 
 @dataclass(frozen=True)
 class _Material:
     """A task's prompts for one seed: to rank nodes on, and to test circuits on."""
 
-    prompts: Sequence[Prompt]
-    heldout: Sequence[Prompt]
+    prompts: Pairs
+    heldout: Pairs
     metric: MetricOf
     spans: Spans
     heldout_spans: Spans
+
+    def told(self) -> str:
+        """How many pairs there are, and what was left out and why."""
+        same = self.heldout.left_out == self.prompts.left_out
+        tested = f"{len(self.heldout)} others" if same else self.heldout.report()
+        return f"ranked on {self.prompts.report()}; tested on {tested}"
 
 
 def run_study(
@@ -101,6 +106,7 @@ def run_cell(model: SplicedModel, study: Study, cell: Cell, material: _Material)
         "curve": rows,
         "area": curve.area,
         "excess_area": curve.excess_area,
+        "pairs": material.told(),
         "provenance": curve.provenance,
     }
 
@@ -113,15 +119,13 @@ def cell_path(folder: Path, cell: Cell) -> Path:
 
 
 def _material(model: SplicedModel, study: Study, cell: Cell) -> _Material:
-    n = max(study.n_prompts, study.n_heldout)
-    heldout, prompts, metric = prompts_named(cell.task, n, cell.seed)
-    prompts = fitting(model, prompts[: study.n_prompts], aligned=True)
-    heldout = fitting(model, heldout[: study.n_heldout], aligned=True)
+    heldout, prompts, metric = prompts_named(
+        cell.task, study.n_heldout, cell.seed, n_others=study.n_prompts, model=model
+    )
     for name, some in (("rank nodes on", prompts), ("test circuits on", heldout)):
         if not len(some):
             raise UserError(f"{cell.task} has no prompts to {name} that {model.name} can read")
-    both = [*prompts, *heldout]
-    how = spans_for(model, cell.task, both)
+    how = spans_for(model, cell.task, [*prompts, *heldout])
     return _Material(prompts, heldout, metric, how(prompts), how(heldout))
 
 

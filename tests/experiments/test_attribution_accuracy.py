@@ -1,13 +1,18 @@
 """The pairs are single and joint ablations, and the numbers what agreement says of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
+import attribution.integrated as integrated
 from attribution import integrated_effects, logit_diff, total_effects
 from attribution.metrics import bind
 from circuits import (
     ErrorNode,
     LatentNode,
+    Reference,
     UserError,
     corrupted_reference,
     parse_node,
@@ -16,19 +21,23 @@ from circuits import (
 )
 from circuits.interventions import edits
 from experiments.attribution_accuracy import attribution_report
-from experiments.kinds import patch
+from experiments.kinds import patch, zero
+from experiments.pooled import baseline
 from experiments.statistics import agreement
 from tests.experiments.test_pooled import PROMPTS
 
 
 @pytest.fixture(scope="module")
 def report(model):
-    return attribution_report(model, PROMPTS[:2], n_nodes=12, n_errors=3, n_points=3)
+    return attribution_report(
+        model, PROMPTS[:2], n_nodes=12, n_errors=3, n_points=3, shares=[0.3, 1]
+    )
 
 
-def test_single_pairs_are_one_ablation_and_one_effect(model, report):
+@pytest.mark.parametrize("question", ["single", "single random"])
+def test_single_pairs_are_one_ablation_and_one_effect(model, report, question):
     pairs = report.pairs
-    single = pairs[(pairs["question"] == "single") & (pairs["prompt"] == 1)]
+    single = pairs[(pairs["question"] == question) & (pairs["prompt"] == 1)]
     prompt = PROMPTS[1]
     reference = corrupted_reference(model, prompt)
     score, ids = bind(logit_diff(prompt), model), model.tokens(prompt)
@@ -48,6 +57,109 @@ def test_single_pairs_are_one_ablation_and_one_effect(model, report):
             ablated = score(model.run(ids, change, output=score.output)).item()
             assert row.attributed == pytest.approx(effects.of(node), abs=1e-6)
             assert row.measured == pytest.approx(clean - ablated, abs=2e-5)
+
+
+def nodes_of(report, question, prompt=0):
+    pairs = report.pairs
+    own = pairs[(pairs["question"] == question) & (pairs["prompt"] == prompt)]
+    return list(dict.fromkeys(own["node"]))
+
+
+def test_random_nodes_are_as_many_others_that_an_ablation_changes(model, report):
+    for prompt in range(2):
+        strongest, others = (nodes_of(report, q, prompt) for q in ("single", "single random"))
+        assert len(set(others)) == len(strongest) == 15
+        assert sum("error" in name for name in others) == 3
+        assert not set(strongest) & set(others)
+        reference = corrupted_reference(model, PROMPTS[prompt])
+        clean = Reference("clean", model.trace(PROMPTS[prompt]))
+        nodes = [parse_node(name) for name in others]
+        assert all(not reference.value(node).equal(clean.value(node)) for node in nodes)
+    pairs = report.pairs.assign(size=report.pairs["attributed"].abs())
+    by_either = pairs[~pairs["estimator"].str.startswith("per-latent")]
+    sizes = by_either.groupby(["prompt", "error", "question", "node"])["size"].max()
+    for prompt, error in ((0, False), (1, False), (0, True), (1, True)):
+        first, rest = (np.asarray(sizes[prompt, error, q]) for q in ("single", "single random"))
+        assert first.min() >= rest.max()
+
+
+def test_a_seed_draws_the_random_nodes(model, report):
+    how = {"n_nodes": 12, "n_errors": 3, "n_points": 3, "shares": [1]}
+    again, other = (attribution_report(model, PROMPTS[:1], seed=seed, **how) for seed in (0, 1))
+    assert nodes_of(again, "single random") == nodes_of(report, "single random")
+    assert nodes_of(other, "single random") != nodes_of(report, "single random")
+    assert nodes_of(other, "single") == nodes_of(report, "single")
+
+
+def test_what_attribution_overlooks_shows_among_the_random_nodes(model, monkeypatch):
+    """An estimator that is blind to every second latent is right about all that it ranks high."""
+
+    def blind(estimator):
+        def half(*args, **options):
+            effects = estimator(*args, **options)
+            sites = {
+                site: replace(e, effect=torch.where(e.latent % 2 == 1, 0.0, e.effect))
+                for site, e in effects.sites.items()
+            }
+            return replace(effects, sites=sites)
+
+        return half
+
+    for estimator in (total_effects, integrated_effects):
+        name = f"experiments.attribution_pairs.{estimator.__name__}"
+        monkeypatch.setattr(name, blind(estimator))
+    report = attribution_report(
+        model, PROMPTS[:1], n_nodes=30, n_errors=0, n_points=2, shares=[1.0]
+    )
+    frame = report.frame()
+    own = frame[
+        (frame["estimator"] == "gradient x activation")
+        & (frame["over"] == "pooled")
+        & (frame["group"] == "all")
+    ]
+    own = dict(zip(own["question"], own["sign_agreement"], strict=True))
+    assert own["single"] > 0.9
+    assert own["single random"] < 0.7
+
+
+@pytest.mark.parametrize("kind", [zero(), patch()], ids=lambda kind: kind.name)
+def test_no_node_is_where_dictionaries_do_not_read(model, kind):
+    """At BOS the error is the whole activation; it is left out of every question alike."""
+    how = {"kind": kind, "n_nodes": 2, "n_points": 2, "shares": [1.0]}
+    report = attribution_report(model, PROMPTS[:1], n_errors=1000, **how)
+    singles = nodes_of(report, "single") + nodes_of(report, "single random")
+    assert sum("error" in name for name in singles) >= len(model.sites)
+    assert not any(name.endswith("@0") for name in singles)
+    reference = baseline(kind, model, PROMPTS[0])
+    effects = total_effects(model, PROMPTS[0], logit_diff(PROMPTS[0]), reference=reference)
+    joint = report.pairs[
+        (report.pairs["question"] == "joint 100 %")
+        & (report.pairs["estimator"] == "gradient x activation")
+    ]
+    joint = dict(zip(joint["node"], joint["attributed"], strict=True))
+    for site, e in effects.sites.items():
+        expected = (e.effect.sum() + e.error_effect[1:].sum()).item()
+        assert joint[str(site)] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_record_says_how_many_points(report):
+    assert report.provenance["settings"]["n_points"] == 3
+
+
+def test_passes_of_every_estimator_obey_the_batch_size(model, monkeypatch):
+    rows, real = [], integrated.gradients
+
+    def counted(model, ids, *args, **options):
+        rows.append(len(ids))
+        return real(model, ids, *args, **options)
+
+    monkeypatch.setattr(integrated, "gradients", counted)
+    how = {"n_nodes": 3, "n_errors": 0, "shares": [1.0], "n_points": 2}
+    attribution_report(model, PROMPTS[:1], batch_size=3, **how)
+    assert max(rows) == 3
+    rows.clear()
+    attribution_report(model, PROMPTS[:1], memory="1kB", **{**how, "n_nodes": 2})
+    assert rows.count(1) >= 8  # two points of four nodes
 
 
 def test_a_whole_site_at_once_is_what_joint_integrated_gradients_sum_to(model):

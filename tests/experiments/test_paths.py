@@ -21,6 +21,7 @@ from circuits import (
     UserError,
     corrupted_reference,
     load,
+    parse_node,
     splice,
 )
 from experiments.commands.edges import edges as edges_command
@@ -272,6 +273,63 @@ def test_one_by_one_equals_together(model, graph, source):
     assert together.sum + together.remainder == pytest.approx(together.total)
 
 
+def test_the_table_says_beside_each_path_what_its_edges_foretell(model, graph, source):
+    """A product by hand, set against the effect that was measured."""
+    paths = strongest_paths(graph, source, 3)
+    patched = path_patch(model, PROMPT, METRIC, paths, graph=graph, kind=zero())
+    digraph, frame = graph.digraph, patched.frame()
+    for i, walked in enumerate(paths):
+        product = np.prod([digraph.edges[edge]["weight"] for edge in pairwise(walked)])
+        product *= digraph.nodes[walked[-1]]["grad"]
+        product /= np.prod([digraph.nodes[node]["act"] for node in walked[1:-1]])
+        lines = [row for row in frame.to_dict("records") if row["path"] == i]
+        assert len(lines) == len(walked)
+        for line in lines:
+            assert line["attributed"] == pytest.approx(product)
+            assert line["effect"] == patched.effects[i]
+            named = [parse_node(name) for name in line["paths"].split(" -> ")]
+            assert named == list(walked[:-1])
+    (half,) = path_patch(
+        model, PROMPT, METRIC, paths[0], graph=graph, kind=near(model, 0.5)
+    ).attributed  # fmt: skip
+    assert half == pytest.approx(0.5 * patched.attributed[0], rel=1e-4)
+
+
+def test_where_the_graph_has_no_such_path_nothing_is_attributed(model, graph, source):
+    end = next(n for n in graph.latents() if n.site.layer == 2 and n.pos >= source.pos)
+    strange = replace(graph, digraph=nx.subgraph_view(
+        graph.digraph, filter_edge=lambda a, b: (a, b) != (source, end)
+    ))  # fmt: skip
+    how = {"graph": strange, "kind": zero()}
+    patched = path_patch(model, PROMPT, METRIC, [(source, end), (source,)], **how)
+    assert np.isnan(patched.attributed[0])
+    without = path_patch(model, PROMPT, METRIC, [(source, end), (source,)], kind=zero())
+    assert np.isnan(np.asarray(without.frame()["attributed"])).all()
+    assert patched.effects.tolist() == without.effects.tolist()
+
+
+def test_a_path_carries_of_a_small_change_what_its_edges_foretell(bridge):
+    """The chain rule along one path; the difference of two changes, so that curvature cancels."""
+    model = splice(bridge, chosen_dictionaries(["resid"]), name="resid")
+    attribution = attribute(
+        model, PROMPT, METRIC, max_latents=None, attention="live", norms="live"
+    )  # fmt: skip
+    graph = AttributionGraph.from_attribution(attribution)
+    tried = 0
+    for source in [n for n in graph.latents(60) if n.site.layer == 0][:4]:
+        paths = strongest_paths(graph, source, 3)
+        down, up = (
+            path_patch(model, PROMPT, METRIC, paths, graph=graph, kind=near(model, share))
+            for share in (0.99, 1.01)
+        )
+        told = down.attributed - up.attributed
+        for measured, foretold in zip(down.effects - up.effects, told, strict=True):
+            if abs(foretold) > 1e-3:  # of float32 effects some digits are left
+                assert measured == pytest.approx(foretold, rel=1e-3)
+                tried += 1
+    assert tried >= 3
+
+
 def test_with_one_site_the_path_is_the_whole_effect(bridge, model):
     """Nothing else is between a latent of the only site and the metric."""
     site = Site(1, "resid")
@@ -340,11 +398,15 @@ def test_the_path_command(saved, tmp_path):
     assert plot.stat().st_size > 1000
     content = json.loads(table.read_text())
     assert content["rows"][0]["reference"] == "zero"
-    again = CliRunner().invoke(
-        path_command, [file, "--path", " -> ".join(path), "--kind", "zero"], catch_exceptions=False
+    attributed, named = content["rows"][0]["attributed"], tmp_path / "named.json"
+    again = CliRunner().invoke(  # of a path that is named, too, the saved graph says it
+        path_command,
+        [file, "--path", " -> ".join(path), "--kind", "zero", "--out", str(named)],
+        catch_exceptions=False,
     )
     assert again.exit_code == 0
     assert path[1] in again.output
+    assert json.loads(named.read_text())["rows"][0]["attributed"] == attributed
     both = CliRunner().invoke(path_command, [file, "--from", node, "--path", node])
     assert isinstance(both.exception, UserError)
 

@@ -11,19 +11,18 @@ from transformers import Gemma2ForCausalLM
 
 from attribution import logit_diff, total_effects
 from circuits import Intervention, LatentNode, Site, UserError, load_gemma, splice
-from circuits.outputs import ALL_LOGITS
 from experiments.commands.steer import steer as command
 from experiments.pooled import pairs_of
 from experiments.spans import SpanNode, aligned
 from experiments.statistics import cluster_interval
 from experiments.steering import steer
+from experiments.steering_modes import steer_rows
 from experiments.steering_vectors import (
     as_large,
     positions,
     random_directions,
     shifts,
     steered_nodes,
-    steered_passes,
     steering_edits,
 )
 from tests.experiments.test_pooled import PROMPTS
@@ -57,27 +56,34 @@ def by_hand(plain, ids, vectors, at=slice(1, None)):
 
 @contextmanager
 def by_hooks(plain, vectors, at):
-    """`vectors {Site: [d]}` are added at positions `at` by hooks on Hugging Face's modules."""
+    """`vectors {Site: [d]}` are added at positions `at` by hooks on Hugging Face's modules.
 
-    def add(vector):
-        def hook(module, inputs, output=None):
-            if output is None:  # a hook before the module: what it reads
-                changed = inputs[0].clone()
-                changed[:, at] += vector
-                return (changed,)
-            hidden = output[0] if isinstance(output, tuple) else output
-            hidden = hidden.clone()
-            hidden[:, at] += vector
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+    A vector may also be a function of what is there, `[batch, n, d]`.
+    """
+
+    def add(vector, x):
+        changed = x.clone()
+        changed[:, at] += vector(x[:, at]) if callable(vector) else vector
+        return changed
+
+    def before(vector):
+        return lambda module, inputs: (add(vector, inputs[0]),)
+
+    def after(vector):
+        def hook(module, inputs, output):
+            if isinstance(output, tuple):
+                return (add(vector, output[0]), *output[1:])
+            return add(vector, output)
 
         return hook
 
     with ExitStack() as stack:
         for site, vector in vectors.items():
             module = HOOKS[site.kind](plain.model.layers[site.layer])
-            before = site.kind == "attn"
-            register = module.register_forward_pre_hook if before else module.register_forward_hook
-            handle = register(add(vector))
+            if site.kind == "attn":
+                handle = module.register_forward_pre_hook(before(vector))
+            else:
+                handle = module.register_forward_hook(after(vector))
             stack.callback(handle.remove)
         yield
 
@@ -102,11 +108,13 @@ def difference(logits, prompt, model):
 def test_a_dose_of_nothing_is_the_clean_model_bit_for_bit(model, name, downstream):
     ids = model.tokens(PROMPTS[0])
     nodes = steered_nodes(model, [name])
-    added = shifts(model, ids, {nodes[0]: 0.0}, [positions(model, ids, nodes[0])])
-    changed = model.run(ids, steering_edits([added]), downstream=downstream)
-    assert torch.equal(changed, model.run(ids))
-    added = shifts(model, ids, {nodes[0]: 1.0}, [positions(model, ids, nodes[0])])
-    assert not torch.equal(model.run(ids, steering_edits([added])), model.run(ids))
+
+    def run(amount):
+        raised = amount * positions(model, ids, nodes)[None]
+        return model.run(ids, steering_edits(shifts(model, nodes, raised)), downstream=downstream)
+
+    assert torch.equal(run(0.0), model.run(ids))
+    assert not torch.equal(run(1.0), model.run(ids))
 
 
 def test_responses_are_those_of_vectors_added_by_hand(model, plain, curve):
@@ -197,12 +205,11 @@ def test_steering_is_the_intervention_that_raises_the_latent(bridge, kind, downs
     ids = model.tokens(PROMPTS[0])
     site, raised = model.sites[0], {4: 2.5, 50: -1.5}
     nodes = steered_nodes(model, [f"{site}/latent.{latent}" for latent in raised])
-    amounts = dict(zip(nodes, raised.values(), strict=True))
-    added = shifts(model, ids, amounts, [positions(model, ids, node) for node in nodes])
-    assert len(added) == (3 if kind == "cross" else 1)
-    (steered,) = steered_passes(
-        model, ids, [added], output=ALL_LOGITS, downstream=downstream, batch_size=1
+    edits, changed = steer_rows(
+        model, ids, nodes, [list(raised.values())], positions(model, ids, nodes), "add"
     )
+    assert len(changed()) == (3 if kind == "cross" else 1)
+    steered = model.run(ids, edits, downstream=downstream)
     expected = model(
         ids,
         [
@@ -221,8 +228,8 @@ def test_random_directions_have_the_norm_at_every_site_and_position(bridge):
     nodes = steered_nodes(
         model, ["transcoder.0/latent.3@2", "transcoder.0/latent.4", "resid.1/latent.5@6"]
     )
-    amounts = dict(zip(nodes, (1.0, 2.0, -3.0), strict=True))
-    added = shifts(model, ids, amounts, [positions(model, ids, n, spans) for n in nodes])
+    places = positions(model, ids, nodes, spans)
+    added = shifts(model, nodes, torch.tensor([[1.0, 2.0, -3.0]])[..., None] * places)
     assert set(added) == {
         Site(0, "transcoder"),
         Site(1, "transcoder"),
@@ -234,7 +241,7 @@ def test_random_directions_have_the_norm_at_every_site_and_position(bridge):
         control = as_large(added, directions)
         for site, shift in added.items():
             torch.testing.assert_close(control[site].norm(dim=-1), shift.norm(dim=-1))
-            assert not shift[0].any()
+            assert not shift[0, 0].any()
             assert shift.norm() > 0
     again, other = (random_directions(model, nodes, 4, seed=seed) for seed in (1, 2))
     for site in added:

@@ -126,6 +126,30 @@ def test_the_report_stands_alone_and_says_everything(whole_run):
     assert report.write(folder).exists()  # again
 
 
+def test_pairs_that_do_not_fit_take_no_place_and_are_told(model, tmp_path):
+    """Four of each are asked for, and of eight pairs that the model knows there are four of each,
+    however many it does not know."""
+    lines = [
+        json.dumps(
+            {"clean_prefix": f"the {kind} {noun}", "patch_prefix": f"the {kind} {nouns}",
+             "clean_answer": "remembers", "patch_answer": "remember"}
+        )
+        for kind in ("kind", "tall", *[f"unknown{i}" for i in range(20)])
+        for noun, nouns in (("man", "men"), ("boy", "boys"), ("girl", "girls"), ("poet", "poets"))
+    ]  # fmt: skip
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(lines))
+    study = small(tasks=(str(path),), methods=("random",), sizes=(5,), n_prompts=4, n_heldout=4)
+    report = run_study(study, tmp_path / "study", model=model)
+    left_out = "80 left out: tiny cannot read it: unknown words, empty, or too long"
+    (told,) = [cell["pairs"] for cell in report.cells]
+    assert told.startswith(f"ranked on 4 pairs of {path.name}; {left_out}")
+    assert told.endswith("; tested on 4 others")
+    page = report.write(tmp_path / "study").read_text()
+    for text in (page, (tmp_path / "study" / "report.md").read_text()):
+        assert left_out in text
+
+
 def test_a_declaration_is_read_from_a_file(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('tasks = ["ioi"]\nsizes = [5, 50]\nerrors = "scored"\n')

@@ -12,6 +12,10 @@ from experiments.datasets import (
     overlap,
     without_overlap,
 )
+from experiments.datasets.pairs import shared_texts
+
+SAME_TEXT = "a text of the other split"
+SAME_PAIR = "a pair of the other split, reversed"
 
 
 def test_published_splits_overlap_as_counted():
@@ -20,10 +24,31 @@ def test_published_splits_overlap_as_counted():
     assert overlap(train, test) == 231
     rest = without_overlap(train, test)
     assert overlap(train, rest) == 0
-    assert len({prompt.text for prompt in rest}) == 436 - 231
-    told = rest.left_out["a text of the training split"]
-    assert len(told) + len(rest) == len(test)
-    assert f"{len(told)} left out: a text of the training split" in rest.report()
+    assert len(shared_texts(train, test)) == 350  # with pairs the other way round
+    assert len({prompt.text for prompt in rest}) == 436 - 350
+    told = [rest.left_out[reason] for reason in (SAME_TEXT, SAME_PAIR)]
+    assert [len(set(texts)) for texts in told] == [231, 350 - 231]
+    assert sum(map(len, told)) + len(rest) == len(test)
+    assert f"{len(told[0])} left out: {SAME_TEXT}" in rest.report()
+
+
+def test_a_pair_and_its_reverse_are_one_witness():
+    """Against the definition: two prompts share a clean text, or both texts."""
+    rng = Random(0)
+    for _ in range(300):
+        train, test = (
+            [Prompt(rng.choice("abcdef"), corrupted=rng.choice([*"abcdef", None]))
+             for _ in range(rng.randrange(5))]
+            for _ in range(2)
+        )  # fmt: skip
+        shared = [
+            any(p.text == q.text or (p.text, p.corrupted) == (q.corrupted, q.text) for q in train)
+            for p in test
+        ]
+        pairs = list(zip(test, shared, strict=True))
+        assert shared_texts(train, test) == {p.text for p, again in pairs if again}
+        assert list(without_overlap(train, test)) == [p for p, again in pairs if not again]
+        assert overlap(train, test) == len({p.text for p in test} & {q.text for q in train})
 
 
 def test_what_a_tokenizer_cannot_use_is_told(tiny):

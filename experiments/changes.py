@@ -1,0 +1,75 @@
+"""The values that ablated nodes are set to, looked up for many nodes of a site at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from circuits import ErrorNode, Intervention, LatentNode, Reference, set_to
+from circuits.trace import SiteTrace
+
+AnyNode = LatentNode | ErrorNode
+
+
+def changes_to(
+    clean: Reference, reference: Reference, groups: Sequence[Sequence[AnyNode]]
+) -> list[list[Intervention]]:
+    """Interventions that set the nodes of each group to the reference.
+
+    A node whose value in the reference is the clean one is left out: setting it changes nothing.
+
+    Raises:
+        UserError: a site or position that one of the two does not have.
+    """
+    nodes = list(dict.fromkeys(node for group in groups for node in group))
+    changes: dict[AnyNode, Intervention] = {}
+    for some in _by_place(nodes):
+        before, after = values_of(clean, some), values_of(reference, some)
+        changed = (before.float() != after.float()).view(len(some), -1).any(1).tolist()
+        # an activation is a plain number: on a GPU each tensor would be waited for alone
+        values = after if isinstance(some[0], ErrorNode) else after.tolist()
+        changes |= {
+            node: set_to(node, value)
+            for node, value, change in zip(some, values, changed, strict=True)
+            if change
+        }
+    return [[changes[node] for node in group if node in changes] for group in groups]
+
+
+def values_of(reference: Reference, nodes: Sequence[AnyNode]) -> Tensor:
+    """`reference.value` of each of `nodes`, latents of one site, `[n]`, or errors, `[n, d_out]`.
+
+    Raises:
+        UserError: a site or position that the reference does not have.
+    """
+    n_pos = len(reference.trace.ids)
+    for node in nodes:
+        if node.site not in reference.trace.sites or not 0 <= node.pos < n_pos:
+            reference.value(node)  # which says what is wrong
+    site = nodes[0].site
+    pos = torch.tensor([node.pos for node in nodes], device=reference.trace.ids.device)
+    if isinstance(nodes[0], ErrorNode):
+        return reference.error(site)[pos]
+    latent = pos.new_tensor([node.latent for node in nodes if isinstance(node, LatentNode)])
+    return latents_at(reference.trace.sites[site], pos, latent)
+
+
+def latents_at(trace: SiteTrace, pos: Tensor, latent: Tensor) -> Tensor:
+    """The activations of latents `[n]` at positions `[n]`, `[n]`; 0 for those that are off."""
+    keys, order = (trace.pos * trace.d_sae + trace.latent).sort()
+    if not len(keys):
+        return trace.acts.new_zeros(len(pos))
+    wanted = pos * trace.d_sae + latent
+    place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+    known = (keys[place] == wanted) & (latent < trace.d_sae)
+    return torch.where(known, trace.acts[order[place]], 0)
+
+
+def _by_place(nodes: Sequence[AnyNode]) -> Iterator[list[AnyNode]]:
+    """The latents of each site, and its errors, together."""
+    places: dict[tuple, list[AnyNode]] = {}
+    for node in nodes:
+        places.setdefault((node.site, type(node)), []).append(node)
+    yield from places.values()
