@@ -136,9 +136,7 @@ def _start(
     if site is None:
         return Start(kept.model.n_layers, None, lowest, positions, change, later)
     acting = {i.node.site for i in later} if kept.downstream == "recompute" else kept.model.sites
-    if site.kind == "embed":
-        layer, where = 0, None
-    elif site.kind == "attn" or any(site < s and site.layer == s.layer for s in acting):
+    if site.kind in ("embed", "attn") or any(site < s and site.layer == s.layer for s in acting):
         layer, where = site.layer, site
     else:  # nothing lies between what the site adds to the residual and the next layer
         layer, where = site.layer + 1, None
@@ -183,7 +181,7 @@ def _hooks(kept: Kept, rows: Sequence[Start], first: int) -> list[ForwardHook]:
             later[i.node.site].setdefault((n, i.node.pos), []).append(i)
     sites = {*start, *later}
     if kept.downstream != "recompute":
-        sites |= {site for site in model.sites if site.kind != "embed"}  # it lies below all rows
+        sites |= set(model.sites)
     table = []
     for site in sorted(sites):
         hook = _site_hook(kept, site, first, later[site], [(n, rows[n]) for n in start[site]])
