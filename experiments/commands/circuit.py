@@ -19,7 +19,8 @@ def circuit(many: Many, k: int, errors: bool) -> None:
 
     Inclusion is the share of bootstrap replicates, of prompt pairs, in which a node is among the
     first K; cancellation says how far effects of opposite sign cancel in the mean. As many further
-    prompts of the task are the test.
+    prompts of the task are the test: intervals there (test low, test high) owe nothing to the
+    choice of nodes, while those on the prompts themselves are unadjusted for selection.
 
     \b
     Examples:

@@ -21,6 +21,7 @@ def kinds(many: Many, names: str, top: int) -> None:
     """Ablate the strongest latents of a task in several ways.
 
     A latent survives where its mean effect has one sign and a q of at most 0.05 under every kind.
+    It flips between two kinds where its means have opposite signs and no interval holds zero.
 
     \b
     Examples:
@@ -32,19 +33,21 @@ def kinds(many: Many, names: str, top: int) -> None:
     from experiments.latent_table import screen
     from experiments.pooled import pooled_effects
     from experiments.results import layout
+    from experiments.traced import traced_once
 
-    spans = many.spans(many.prompts)
+    spans, screening = many.spans(many.prompts), traced_once(many.kind)
     found = pooled_effects(
-        many.model, many.prompts, spans, many.metric, many.kind, downstream=many.downstream
+        many.model, many.prompts, spans, many.metric, screening, downstream=many.downstream
     )
     nodes = [found.nodes[i] for i in screen(found, found)[:top].tolist()]
     donors = many.others or many.prompts
+    kinds = [kind_named(name.strip(), donors, seed=many.seed) for name in names.split(",")]
     result = compare_kinds(
         many.model,
         many.prompts,
         nodes,
         many.metric,
-        kinds=[kind_named(name.strip(), donors, seed=many.seed) for name in names.split(",")],
+        kinds=[screening if kind.name == screening.name else kind for kind in kinds],
         spans=spans,
         downstream=many.downstream,
         seed=many.seed,

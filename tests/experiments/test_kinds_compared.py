@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from attribution import logit_diff
-from circuits import UserError
+from circuits import SplicedModel, UserError
+from experiments.commands.kinds import kinds as kinds_command
 from experiments.kinds import mean_of, patch, resample, set_value, zero
 from experiments.kinds_compared import compare_kinds
 from experiments.latent_table import screen
@@ -70,6 +72,21 @@ def test_the_record_says_how_intervals_and_p_were_drawn(model, nodes):
     )
     settings = result.provenance["settings"]
     assert (settings["n_bootstrap"], settings["n_permutations"]) == (100, 7)
+
+
+def test_the_command_says_it_and_makes_the_references_that_it_screens_by_once(monkeypatch):
+    texts, real = [], SplicedModel.trace
+
+    def counted(self, prompt):
+        texts.append(getattr(prompt, "text", prompt))
+        return real(self, prompt)
+
+    monkeypatch.setattr(SplicedModel, "trace", counted)
+    asked = ["--task", "agreement_simple", "--prompts", "2", "--top", "3", "--device", "cpu"]
+    result = CliRunner().invoke(kinds_command, [*asked, "--kinds", "patch,zero"])
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines()[-2].split() == ["kind", "other", "spearman", "sign", "flips"]
+    assert len(texts) == 2 * 2  # of each pair both texts, once
 
 
 def test_one_kind_is_nothing_to_compare(model, nodes):
