@@ -13,7 +13,7 @@ from circuits import Site, SplicedModel, UserError
 from circuits.active import Reconstruction
 from circuits.cross_layer import Carried
 from circuits.freeze import LIVE, Freeze
-from circuits.splice import SiteHook
+from circuits.hooks import SiteHook
 
 CONVENTIONS = ("recompute", "freeze")
 """Conventions under which gradients are defined; `drop` is for ablation alone."""

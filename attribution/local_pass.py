@@ -23,7 +23,7 @@ from attribution.gradients import checked
 from attribution.metrics import BoundMetric
 from circuits import Site, SplicedModel
 from circuits.freeze import Freeze
-from circuits.splice import SiteHook
+from circuits.hooks import SiteHook
 
 
 @dataclass(frozen=True, eq=False)

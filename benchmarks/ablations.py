@@ -1,16 +1,18 @@
 """What a thousand ablations cost, beside a plain loop of hooked passes and the bare model.
 
-    python benchmarks/ablations.py [--latents 1000]
+    python benchmarks/ablations.py [--latents 1000] [--model tiny] [--model random]
 
-On the bundled model, patching, downstream recompute, alternating in one run:
+Zeroing (random model: d_model 512, 8 layers, 32 tokens) or patching (bundled model) single latents,
+downstream recompute, alternating in one run:
 
 - *loop*: one pass for each latent, with a plain hook on the Hugging Face model (a sample of them);
 - *measure*: `experiments.measure`, batches along the batch dimension;
-- *bare*: the Hugging Face model's own passes of as many rows, in batches of the same size.
+- *bare*: the Hugging Face model's own passes of as many rows, in batches of `ROWS`.
 
-An ablation needs the layers from its own up, and the positions from its own on; `needed` is that
-share of a whole pass. Whole passes are run here, so that the throughput per layer and position
-really needed is that share of the throughput of whole passes.
+An ablation needs the layers from its own up, and the positions from its own on: that share of a
+whole pass is `needed`, and `needed * bare / measure` the throughput per layer and position needed,
+as a multiple of the bare model's. Strictly, the layer of an `mlp` or `resid` latent itself is not
+needed; that share is shown too.
 """
 
 from __future__ import annotations
@@ -18,30 +20,57 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from edges import Case, build
 
+from attribution import logit_diff
 from attribution.metrics import bind
-from circuits import LatentNode, Reference, SplicedModel, corrupted_reference, load, set_to
+from circuits import (
+    KINDS,
+    LatentNode,
+    Reference,
+    SplicedModel,
+    corrupted_reference,
+    load,
+    set_to,
+    zero_reference,
+)
 from experiments.measure import measure
 from experiments.rows import ROWS
 from experiments.tasks import TASKS
 
+MODELS = ("tiny", "random")
+RANDOM = Case(
+    n_layers=8, d_model=512, n_heads=8, n_kv_heads=4, head_dim=64, d_mlp=2048, d_sae=4096,
+    tokens=32, on=20 / 4096, kinds=KINDS, latents=None,
+)  # fmt: skip
 
-@click.command()
+
+@click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--latents", "n", default=1000, show_default=True, help="How many are ablated.")
 @click.option("--sample", default=60, show_default=True, help="Of them in the loop.")
-@click.option("--repeats", default=3, show_default=True, help="The median is shown.")
-def main(n: int, sample: int, repeats: int) -> None:
-    """Print one Markdown table."""
-    model, task = load("tiny"), TASKS["ioi"]
-    prompt = task.prompts("heldout", n=1)[0]
-    ids, score = model.tokens(prompt), bind(task.metric(prompt), model)
-    values, clean = corrupted_reference(model, prompt), Reference("clean", model.trace(prompt))
+@click.option("--repeats", default=5, show_default=True, help="The median is shown.")
+@click.option("--model", "names", multiple=True, type=click.Choice(MODELS))
+def main(n: int, sample: int, repeats: int, names: tuple[str, ...]) -> None:
+    click.echo(
+        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load "
+        f"before {os.getloadavg()[0]:.1f}, torch {torch.__version__}"
+    )
+    for name in names or MODELS:
+        compare(name, n, sample, repeats)
+
+
+def compare(name: str, n: int, sample: int, repeats: int) -> None:
+    """Print a Markdown table of one model."""
+    model, ids, score, values = bundled() if name == "tiny" else random()
+    clean = Reference("clean", model.trace(ids))
     nodes = [
         LatentNode(site, latent, pos)
         for site, here in clean.trace.sites.items()
@@ -55,26 +84,56 @@ def main(n: int, sample: int, repeats: int) -> None:
     def loop() -> list[float]:
         return [by_hook(model, ids, score, node, clean, values) for node in few]
 
-    times = {"loop": [], "measure": [], "bare": []}
+    times: dict[str, list[float]] = {"loop": [], "measure": [], "bare": []}
     for _ in range(repeats):
         times["loop"].append(timed(loop) * len(chosen) / len(few))
         times["measure"].append(timed(lambda: measure(model, ids, score, rows)))
         times["bare"].append(timed(lambda: bare(model, ids, len(chosen))))
-    looped, batched = loop(), measure(model, ids, score, rows[: len(few)])[1]
-    apart = (torch.tensor(looped) - batched).abs().max().item()
-    n_pos, n_layers = ids.shape[1], model.n_layers
-    needed = statistics.mean(
-        (n_layers - node.site.layer) / n_layers * (n_pos - node.pos) / n_pos for node in chosen
+    measured = measure(model, ids, score, rows[: len(few)])[1]
+    apart = (torch.tensor(loop()) - measured).abs().max().item()
+    loop_time, ours, bare_time = (statistics.median(times[one]) for one in times)
+    needed, strictly = (
+        statistics.mean(share(model, ids, node, own) for node in chosen) for own in (True, False)
     )
-    loop_time, ours, bare_time = (statistics.median(times[name]) for name in times)
-    print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
-    print(f"{len(chosen)} latents, {n_pos} tokens; loop and measure differ by {apart:.1e}\n")
-    print("| | seconds | times the bare model |\n| --- | ---: | ---: |")
-    for name, value in (("loop", loop_time), ("measure", ours), ("bare", bare_time)):
-        print(f"| {name} | {value:.2f} | {value / bare_time:.2f} |")
-    print(f"\nmeasure is {loop_time / ours:.1f} times as fast as the loop.")
-    print(f"Throughput of whole passes: {bare_time / ours:.2f} of the bare model's; needed were")
-    print(f"{needed:.2f} of a pass, per layer and position needed {needed * bare_time / ours:.2f}.")
+    print(
+        f"\n{model.name}, {len(chosen)} latents, {ids.shape[1]} tokens; loop and measure differ "
+        f"by {apart:.1e}\n\n| | seconds | times the bare model |\n| --- | ---: | ---: |"
+    )
+    for label, value in (("loop", loop_time), ("measure", ours), ("bare", bare_time)):
+        print(f"| {label} | {value:.2f} | {value / bare_time:.2f} |")
+    print(
+        f"\nmeasure is {loop_time / ours:.1f} times as fast as the loop. Needed were {needed:.2f} "
+        f"of a pass (strictly {strictly:.2f});\nthroughput per layer and position needed: "
+        f"{needed * bare_time / ours:.2f} of the bare model's (strictly "
+        f"{strictly * bare_time / ours:.2f})."
+    )
+
+
+def bundled() -> tuple[SplicedModel, torch.Tensor, Any, Reference]:
+    """The bundled model on indirect objects, patched from the corrupted prompt."""
+    model, task = load("tiny"), TASKS["ioi"]
+    prompt = task.prompts("heldout", n=1)[0]
+    score = bind(task.metric(prompt), model)
+    return model, model.tokens(prompt), score, corrupted_reference(model, prompt)
+
+
+def random() -> tuple[SplicedModel, torch.Tensor, Any, Reference]:
+    """A larger random model, its latents zeroed."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = build(RANDOM, Path(folder))
+    text = " ".join(f"w{5 + 7 * i}" for i in range(RANDOM.tokens - 1))
+    score = bind(logit_diff("w3", "w4"), model)
+    return model, model.tokens(text), score, zero_reference(model, text)
+
+
+def share(model: SplicedModel, ids: torch.Tensor, node: LatentNode, own: bool) -> float:
+    """Of a whole pass: layers from the latent's up, with its own or not, and positions from its.
+
+    An `attn` latent needs its own layer in any case.
+    """
+    n_pos, n_layers = ids.shape[1], model.n_layers
+    layers = n_layers - node.site.layer - (not own and node.site.kind != "attn")
+    return layers / n_layers * (n_pos - node.pos) / n_pos
 
 
 def timed(run: Callable[[], object]) -> float:

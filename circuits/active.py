@@ -42,6 +42,10 @@ class Active:
         pos, latent = acts.nonzero(as_tuple=True)
         return cls(pos, latent, acts[pos, latent])
 
+    def none(self) -> "Active":
+        """No latents, on the same device and in the same dtype."""
+        return Active(self.pos[:0], self.latent[:0], self.acts[:0])
+
 
 @torch.no_grad()
 def find_active(dictionary: Dictionary, x: Tensor, reads: Tensor) -> Active:

@@ -81,8 +81,25 @@ def edits(
             where the dictionary does not read (BOS, EOS, padding), or a node named twice.
     """
     assert len(rows) == len(ids), f"{len(rows)} rows of interventions for {len(ids)} prompts"
-    reads = model.reads(ids).tolist()
-    by_site: defaultdict[Site, list[tuple[int, Intervention]]] = defaultdict(list)
+    return {
+        site: edit_at([(row, i.node.pos) for row, i in items], [i for _, i in items])
+        for site, items in by_site(model, model.reads(ids), rows).items()
+    }
+
+
+def by_site(
+    model: SplicedModel, reads: Tensor, rows: Sequence[Sequence[Intervention]]
+) -> dict[Site, list[tuple[int, Intervention]]]:
+    """The interventions of all rows, each with its row, site by site.
+
+    Args:
+        reads: Where dictionaries read, `[batch or 1, pos]`.
+
+    Raises:
+        UserError: as `edits`.
+    """
+    where = reads.tolist()
+    found: defaultdict[Site, list[tuple[int, Intervention]]] = defaultdict(list)
     for row, interventions in enumerate(rows):
         if isinstance(interventions, Intervention) or not all(
             isinstance(i, Intervention) for i in interventions
@@ -93,9 +110,9 @@ def edits(
             twice = next(node for node in nodes if nodes.count(node) > 1)
             raise UserError(f"{twice} is intervened on twice in one pass; give each node once")
         for intervention in interventions:
-            _check(model, intervention, reads[row])
-            by_site[intervention.node.site].append((row, intervention))
-    return {site: _edit(items) for site, items in by_site.items()}
+            _check(model, intervention, where[row if len(where) > 1 else 0])
+            found[intervention.node.site].append((row, intervention))
+    return dict(found)
 
 
 def check_nodes(model: SplicedModel, ids: Tensor, nodes: Sequence[LatentNode | ErrorNode]) -> None:
@@ -155,26 +172,29 @@ def _check(model: SplicedModel, intervention: Intervention, reads: list[bool]) -
             )
 
 
-def _edit(items: Sequence[tuple[int, Intervention]]) -> Edit:
-    """One site's interventions, each with its row, as one change of the tensors."""
-    at_latents = [
-        (r, i.node.pos, i.node.latent) for r, i in items if isinstance(i.node, LatentNode)
-    ]
-    at_errors = [(r, i.node.pos) for r, i in items if isinstance(i.node, ErrorNode)]
-    on_latents = [i for _, i in items if isinstance(i.node, LatentNode)]
-    on_errors = [i for _, i in items if isinstance(i.node, ErrorNode)]
+def edit_at(places: Sequence[tuple[int, int]], interventions: Sequence[Intervention]) -> Edit:
+    """One site's interventions as one change of the tensors.
+
+    Args:
+        places: Row and position of each in the tensors that are changed.
+    """
+    both = list(zip(places, interventions, strict=True))
+    on_latents = [(at, i, i.node.latent) for at, i in both if isinstance(i.node, LatentNode)]
+    on_errors = [(at, i) for at, i in both if isinstance(i.node, ErrorNode)]
 
     def edit(acts: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         if on_latents:
-            index = tuple(torch.tensor(at_latents, device=acts.device).T)
-            scales = acts.new_tensor([i.scale for i in on_latents])
-            shifts = acts.new_tensor([float(i.shift) for i in on_latents])
+            index = [(*at, latent) for at, _, latent in on_latents]
+            index = tuple(torch.tensor(index, device=acts.device).T)
+            scales = acts.new_tensor([i.scale for _, i, _ in on_latents])
+            shifts = acts.new_tensor([float(i.shift) for _, i, _ in on_latents])
             acts = acts.index_put(index, scales * acts[index] + shifts)
         if on_errors:
-            index = tuple(torch.tensor(at_errors, device=error.device).T)
-            scales = error.new_tensor([i.scale for i in on_errors])[:, None]
-            shifts = [torch.as_tensor(i.shift).to(error).expand(error.shape[-1]) for i in on_errors]
-            error = error.index_put(index, scales * error[index] + torch.stack(shifts))
+            index = tuple(torch.tensor([at for at, _ in on_errors], device=error.device).T)
+            scales = error.new_tensor([i.scale for _, i in on_errors])[:, None]
+            shifts = [torch.as_tensor(i.shift).to(error) for _, i in on_errors]
+            shifts = torch.stack([shift.expand(error.shape[-1]) for shift in shifts])
+            error = error.index_put(index, scales * error[index] + shifts)
         return acts, error
 
     return edit

@@ -1,42 +1,34 @@
-"""The model with dictionaries spliced in: the one place where hooks enter the forward pass.
-
-A site reads `x_in` and writes `x_out`: the same tensor for an autoencoder, the normalised input of
-the MLP and what it adds to the residual for a transcoder. With `acts = encode(x_in)` and
-`error = x_out - decode(acts)` the site gives
-
-    x_out + (decode(acts') - decode(acts)) + (error' - error)
-
-which is `x_out` bit for bit while nothing is changed. Positions with BOS, EOS or padding bypass the
-dictionary: no latents, and the whole of `x_out` is error. What a skip connection passes on,
-`x_in @ W_skip`, belongs to `decode` and is no node: it follows what the pass makes of `x_in`.
-Where cross-layer transcoders of lower layers write too, `decode` stands for the sum of all that is
-written there, and `acts'` for the changed latents of every layer up to it.
-"""
+"""The model with dictionaries spliced in: what passes through it can be asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 
-from circuits.active import Active, find_active, reconstruct, write_active, write_later
 from circuits.catalogue import ranges
-from circuits.cross_layer import Carried
 from circuits.dictionaries import Dictionary
 from circuits.errors import UserError
 from circuits.families import Family, family_of
-from circuits.freeze import LIVE, ForwardHook, Freeze, freeze_hooks
+from circuits.formula import DOWNSTREAM, Formula, dense, keep_errors, read_active, read_each
+from circuits.freeze import LIVE, Freeze, freeze_hooks
+from circuits.hooks import (
+    SiteHook,
+    Watch,
+    as_watch,
+    check_hook_points,
+    hooked,
+    output_hooks,
+    site_hooks,
+)
 from circuits.interventions import Edit, Intervention, edits
 from circuits.models import model_config
 from circuits.outputs import (
     ALL_LOGITS,
     LAST_LOGITS,
-    HookPoint,
     Logits,
     Output,
     Part,
@@ -53,16 +45,6 @@ from circuits.vocabulary import Prompts, Vocabulary
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-
-SiteHook = Callable[[Tensor, Tensor], Tensor]
-"""From what a site reads, `[batch, pos, d_in]`, and what the model writes there,
-`[batch, pos, d_out]`, to what the model goes on with in the place of the latter."""
-
-Watch = Callable[[Tensor], None]
-"""Is shown a tensor as the pass goes, and keeps what it wants of it; it changes nothing."""
-
-DOWNSTREAM = ("recompute", "freeze", "drop")
-"""What errors do when something upstream has changed: follow, keep their clean values, or go."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -158,15 +140,12 @@ class SplicedModel:
         sites = self.sites
         if downstream == "recompute":
             sites = self._involved(edits)  # elsewhere nothing changes
-            kept = dict.fromkeys(sites, lambda error: error)
-        elif downstream == "freeze":
-            clean = clean_errors or self.errors(ids)
-            kept = {site: clean[site].expand_as for site in sites}
-        else:
-            kept = dict.fromkeys(sites, lambda error: error * ~reads[..., None])
-        decoded, changes = Carried(), Carried()
+        clean = clean_errors or (self.errors(ids) if downstream == "freeze" else {})
+        formula = Formula(self.dictionaries)
         hooks = {
-            site: self._splice(site, reads, edits.get(site), kept[site], decoded, changes)
+            site: formula.at(
+                site, reads, keep_errors(downstream, reads, clean.get(site)), edits.get(site)
+            )
             for site in sites
         }
         return self.forward(ids, hooks, output=output)
@@ -224,19 +203,19 @@ class SplicedModel:
         # first: the site `mlp` is the output of a norm, and its hook must see that norm frozen
         table = freeze_hooks(self.bridge, freeze)
         if embedding is not None:  # then this: the site `embed` reads what it gives
-            table += self._site_hooks(Site(0, "embed"), embedding, freeze)
+            table += site_hooks(self, Site(0, "embed"), embedding, freeze)
         seen: dict[Part, Tensor] = {}
-        watched = [(name, _as_watch(look)) for name, look in (watch or {}).items()]
+        watched = [(name, as_watch(look)) for name, look in (watch or {}).items()]
         for part in parts(output):
-            watched += self._watch_hooks(part, seen, freeze)
-        self._check_hook_points([name for name, _ in watched])
+            watched += output_hooks(self, part, seen, freeze)
+        check_hook_points(self, [name for name, _ in watched])
         table += watched
         for site, hook in hooks.items():
-            table += self._site_hooks(site, hook, freeze)
+            table += site_hooks(self, site, hook, freeze)
         padded = _padding(ids, self.vocabulary)
         mask = {"attention_mask": (~padded).long()} if padded.any() else {}
         computed = logit_positions(output, ids.shape[1])
-        with self._hooked(table):
+        with hooked(self.bridge, table):
             logits = self.bridge(ids, **mask, logits_to_keep=_to_keep(computed, ids))
         assert logits is not None
         for part in parts(output):
@@ -256,7 +235,7 @@ class SplicedModel:
         reads = self.reads(ids)
         embedding, inputs, outputs = self.activations(ids)
         sites = {}
-        for site, active, reconstruction in self._read_each(inputs, reads):
+        for site, active, reconstruction in read_each(self.dictionaries, inputs, reads):
             error = (outputs[site] - reconstruction)[0]
             d_sae = self.dictionaries.summary(site).d_sae
             sites[site] = SiteTrace(active.pos, active.latent, active.acts, error, d_sae)
@@ -289,7 +268,7 @@ class SplicedModel:
         _, inputs, outputs = self.activations(ids)
         return {
             site: outputs[site] - reconstruction
-            for site, _, reconstruction in self._read_each(inputs, reads)
+            for site, _, reconstruction in read_each(self.dictionaries, inputs, reads)
         }
 
     def split(self, site: Site, x: Tensor, reads: Tensor) -> tuple[Tensor, Tensor]:
@@ -299,8 +278,8 @@ class SplicedModel:
         of other layers write there (of cross-layer transcoders) is left out.
         """
         dictionary = self.dictionaries[site]
-        active, reconstruction = _read(dictionary, x, reads)
-        return _dense(active, dictionary.d_sae, x), reconstruction
+        active, reconstruction = read_active(dictionary, x, reads)
+        return dense(active, dictionary.d_sae, x), reconstruction
 
     def writes_to(self, site: Site) -> tuple[Site, ...]:
         """Where the latents of `site` write: there, and a cross-layer transcoder's above it too."""
@@ -380,16 +359,6 @@ class SplicedModel:
     def d_vocab(self) -> int:
         return self.config.vocab_size
 
-    def _read_each(
-        self, inputs: Mapping[Site, Tensor], reads: Tensor
-    ) -> Iterator[tuple[Site, Active, Tensor]]:
-        """Site by site the active latents and what all latents decode to, `[batch, pos, d_out]`."""
-        decoded = Carried()
-        for site, x in inputs.items():
-            dictionary = self.dictionaries[site]
-            active, own = _read(dictionary, x, reads)
-            yield site, active, decoded.up(site, own, _later(dictionary, active, own))
-
     def _involved(self, edited: Collection[Site]) -> tuple[Site, ...]:
         """The sites `edited`, those that write there and those that they write to."""
         reach = {site: set(self.writes_to(site)) for site in (*self.sites, *edited)}
@@ -397,108 +366,6 @@ class SplicedModel:
         return tuple(
             site for site in reach if site in changed or not reach[site].isdisjoint(edited)
         )
-
-    def _splice(
-        self,
-        site: Site,
-        reads: Tensor,
-        edit: Edit | None,
-        keep: Callable[[Tensor], Tensor],
-        decoded: Carried,
-        changes: Carried,
-    ) -> SiteHook:
-        """The module's formula at one site.
-
-        Args:
-            keep: Gives the error as it is without the edit.
-            decoded: What latents of lower layers write, as they arrive.
-            changes: What their edits change of it.
-        """
-
-        def hook(read: Tensor, written: Tensor) -> Tensor:
-            dictionary = self.dictionaries[site]  # only now: few of them are in memory at a time
-            active, own = _read(dictionary, read, reads)
-            error = written - decoded.up(site, own, _later(dictionary, active, own))
-            kept = keep(error)
-            acts = _dense(active, dictionary.d_sae, read)
-            new_acts, new_error = edit(acts, kept) if edit else (acts, kept)
-            changed = Active.of((new_acts - acts).flatten(0, 1))
-            own, _ = write_active(dictionary.W_dec, changed, read.shape[0] * read.shape[1])
-            own = own.view_as(error)
-            change = changes.up(site, own, _later(dictionary, changed, own))
-            return written + (change + (new_error - error)).to(written.dtype)
-
-        return hook
-
-    def _site_hooks(self, site: Site, hook: SiteHook, freeze: Freeze) -> list[ForwardHook]:
-        """`hook` as TransformerLens' hooks: where the site writes, and before it where it reads."""
-        family = self.family
-        found = family.read_norm(self.bridge.original_model, site)
-        if found is None:
-            return [(family.hook_point(site), _as_hook(lambda x: hook(x, x)))]
-        name, norm = found
-        held: list[Tensor] = []
-
-        def read(x: Tensor, hook: Any) -> None:
-            held.append(x)
-
-        def write(written: Tensor) -> Tensor:
-            return hook(self._enter(site, norm, held.pop(), freeze), written)
-
-        return [(f"{name}.hook_in", read), (family.hook_point(site), _as_hook(write))]
-
-    def _watch_hooks(
-        self, part: Part, seen: dict[Part, Tensor], freeze: Freeze
-    ) -> list[ForwardHook]:
-        """The hooks that put into `seen` what `part` names; none for the logits themselves."""
-
-        def keep(x: Tensor) -> None:
-            seen[part] = x
-
-        if isinstance(part, HookPoint):
-            return [(part.name, _as_watch(keep))]
-        if isinstance(part, Logits):
-            return [] if part.soft_capped else [("unembed.hook_out", _as_watch(keep))]
-        family, site = self.family, part.site
-        if site.layer >= self.n_layers:
-            raise UserError(f"no layer {site.layer}; {self.name} has layers 0-{self.n_layers - 1}")
-        found = family.read_norm(self.bridge.original_model, site)
-        if found is None:
-            return [(family.hook_point(site), _as_watch(lambda x: keep(x.flatten(2))))]
-        name, norm = found
-
-        def enter(x: Tensor) -> None:
-            keep(self._enter(site, norm, x, freeze))
-
-        return [(f"{name}.hook_in", _as_watch(enter))]
-
-    def _enter(self, site: Site, norm: Any, x: Tensor, freeze: Freeze) -> Tensor:
-        """What a site that reads at `norm` makes of the norm's input `x`."""
-        if site in self.dictionaries and self.dictionaries.summary(site).reads_residual:
-            return x
-        return self.family.normalized(norm, x, frozen=freeze.norms)
-
-    def _check_hook_points(self, names: Sequence[str]) -> None:
-        """Refuse hook points that the model does not have; a mistyped one is a user's mistake."""
-        known = self.bridge.hook_dict if names else {}
-        for name in names:
-            if name not in known:
-                close = get_close_matches(name, known, n=3) or ["blocks.0.hook_resid_post"]
-                raise UserError(
-                    f"no hook point {name!r} in {self.name}; did you mean {', '.join(close)}?"
-                )
-
-    @contextmanager
-    def _hooked(self, table: list[tuple[str, Callable[..., Any]]]):
-        known = self.bridge.hook_dict
-        unknown = [name for name, _ in table if name not in known]
-        assert not unknown, f"no hook points {unknown}"  # silent in TransformerLens 3.2
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(self.bridge.hooks(fwd_hooks=table))
-            except ValueError as error:  # a hook point that TransformerLens passes only if asked to
-                raise UserError(f"a hook point that cannot be watched: {error}") from error
-            yield
 
 
 def splice(
@@ -558,27 +425,6 @@ def _check_later(store: DictionaryStore, site: Site) -> None:
             )
 
 
-def _dense(active: Active, d_sae: int, x: Tensor) -> Tensor:
-    """Activations `[batch, pos, d_sae]` on `x [batch, pos, d_in]`."""
-    acts = active.acts.new_zeros(x.shape[0] * x.shape[1], d_sae)
-    acts[active.pos, active.latent] = active.acts
-    return acts.view(*x.shape[:2], -1)
-
-
-def _later(dictionary: Dictionary, active: Active, own: Tensor) -> list[Tensor]:
-    """What latents write to each of the next layers, in the shape of `own [batch, pos, d_out]`."""
-    n_pos = own.shape[0] * own.shape[1]
-    return [written.view_as(own) for written in write_later(dictionary, active, n_pos)]
-
-
-def _read(dictionary: Dictionary, x: Tensor, reads: Tensor) -> tuple[Active, Tensor]:
-    """The active latents, row by row, and what they decode to, `[batch, pos, d_out]`."""
-    flat, flat_reads = x.flatten(0, 1), reads.expand(x.shape[:2]).flatten()
-    active = find_active(dictionary, flat, flat_reads)
-    reconstruction = reconstruct(dictionary, flat, flat_reads, active)
-    return active, reconstruction.view(*x.shape[:2], -1)
-
-
 def _padding(ids: Tensor, vocabulary: Vocabulary) -> Tensor:
     """Which of `ids [batch, pos]` are padding.
 
@@ -597,21 +443,3 @@ def _to_keep(computed: list[int], ids: Tensor) -> int | Tensor:
     if len(computed) == n_pos:
         return 0
     return 1 if computed == [n_pos - 1] else torch.tensor(computed, device=ids.device)
-
-
-def _as_watch(look: Watch) -> Callable[..., None]:
-    """`look` as TransformerLens calls it; what it returns is not put into the pass."""
-
-    def wrapped(x: Tensor, hook: Any) -> None:
-        look(x)
-
-    return wrapped
-
-
-def _as_hook(hook: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    """`hook` as TransformerLens calls it; the heads of `attn` are joined and split again."""
-
-    def wrapped(x: Tensor, hook_point: Any = None, **_: Any) -> Tensor:
-        return hook(x.flatten(2)).view_as(x)  # returned, not only read: `hook_z` is a side view
-
-    return wrapped

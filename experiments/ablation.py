@@ -26,9 +26,9 @@ from circuits import (
     set_to,
     zero_reference,
 )
+from circuits.formula import DOWNSTREAM
 from circuits.interventions import check_nodes
 from circuits.reference import check_reference
-from circuits.splice import DOWNSTREAM
 from experiments.checks import one_prompt
 from experiments.measure import measure
 from experiments.plots import ablation_figure

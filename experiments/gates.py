@@ -29,8 +29,8 @@ from attribution.gradients import check_batch_size
 from circuits import Site, SplicedModel, UserError
 from circuits.active import find_active, reconstruct, write_later
 from circuits.cross_layer import Carried
+from circuits.hooks import SiteHook
 from circuits.outputs import LAST_LOGITS
-from circuits.splice import SiteHook
 from experiments.gate_report import L0_TOLERANCE, LEAST_EXPLAINED, GateReport, GateRow
 
 TEXTS = Path(__file__).parent / "data" / "check_texts.txt"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from attribution.edges import WORKING_MEMORY
 from circuits import SplicedModel
 from circuits.memory import parse_bytes
 
 ROWS = 64
 """Of one pass where there is memory for them: more are no faster on two CPU cores."""
+
+SHORT_ROWS = 256
+"""Of one pass that computes few positions of each: attention reads all positions all the same."""
 
 
 def rows_in(model: SplicedModel, n_pos: int, memory: str | int | None = None) -> int:
@@ -18,3 +23,20 @@ def rows_in(model: SplicedModel, n_pos: int, memory: str | int | None = None) ->
     budget = WORKING_MEMORY if memory is None else parse_bytes(memory)
     widest = max(model.dictionaries.summary(site).d_sae for site in model.sites)
     return max(1, min(ROWS, budget // (3 * 4 * n_pos * widest)))
+
+
+def pack(lengths: Sequence[int], n_tokens: int, most: int | None = None) -> Iterator[slice]:
+    """Neighbouring rows that go through a pass together.
+
+    Args:
+        lengths: How many positions each row needs, descending; a pass computes its first row's of
+            all.
+        n_tokens: Positions of one pass, all rows together, where that is at least one row.
+        most: Rows of one pass; `SHORT_ROWS` by default.
+    """
+    start = 0
+    while start < len(lengths):
+        n_rows = min(n_tokens // lengths[start], most or SHORT_ROWS)
+        stop = start + max(1, n_rows)
+        yield slice(start, stop)
+        start = stop

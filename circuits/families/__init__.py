@@ -41,6 +41,7 @@ class Family:
         attn_out: The path of the linear map from the site `attn` towards the residual.
         mlp: The path of the gated MLP, with `gate_proj`, `up_proj`, `down_proj` and `act_fn`.
         attn_out_norm: The TransformerLens name of a norm after it, if there is one.
+        soft_cap: The configuration's name of the bound on logits, if there is one.
         widths: Numbers a position at each kind of site, from the model's configuration.
     """
 
@@ -56,6 +57,7 @@ class Family:
     attn_out: str
     mlp: str
     attn_out_norm: str | None = None
+    soft_cap: str | None = None
     widths: Callable[[Any], Mapping[str, int]] = usual_widths
 
     def hook_point(self, site: Site) -> str:
@@ -98,6 +100,11 @@ class Family:
     def mlp_of(self, huggingface: Any, layer: int) -> Any:
         """The gated MLP of one layer."""
         return _module(huggingface, self.mlp.format(layer=layer))
+
+    def capped(self, config: Any, logits: Tensor) -> Tensor:
+        """`logits` as the model gives them: after its final soft-cap, if it has one."""
+        cap = getattr(config, self.soft_cap) if self.soft_cap else None
+        return logits if cap is None else (logits / cap).tanh() * cap
 
     def to_residual(self, huggingface: Any, site: Site, directions: Tensor) -> Tensor:
         """What `directions [n, width]` at a site add to the residual stream, `[n, d_model]`.

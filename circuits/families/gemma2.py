@@ -25,7 +25,8 @@ FAMILY = Family(
     model_type="gemma2",
     title="Gemma 2",
     hook_points={
-        "embed": "embed.hook_out",  # scaled by sqrt(d_model)
+        # scaled by sqrt(d_model), which `embed.hook_out` is in some versions and not in others
+        "embed": "blocks.0.hook_resid_pre",
         "attn": "blocks.{layer}.attn.hook_z",
         "transcoder": "blocks.{layer}.hook_mlp_out",
         "mlp": "blocks.{layer}.hook_mlp_out",  # the output of ln2_post
@@ -46,4 +47,5 @@ FAMILY = Family(
     attn_out="model.layers.{layer}.self_attn.o_proj",
     mlp="model.layers.{layer}.mlp",
     attn_out_norm="blocks.{layer}.ln1_post",
+    soft_cap="final_logit_softcapping",
 )

@@ -25,7 +25,7 @@ FAMILY = Family(
     model_type="llama",
     title="Llama",
     hook_points={
-        "embed": "embed.hook_out",
+        "embed": "blocks.0.hook_resid_pre",
         "attn": "blocks.{layer}.attn.hook_z",
         "transcoder": "blocks.{layer}.hook_mlp_out",
         "mlp": "blocks.{layer}.hook_mlp_out",  # the MLP's own output

@@ -29,8 +29,8 @@ from circuits import (
     SplicedModel,
     TokenNode,
 )
+from circuits.hooks import SiteHook
 from circuits.outputs import LAST_LOGITS
-from circuits.splice import SiteHook
 
 Source = LatentNode | ErrorNode | TokenNode
 """Nodes that can be changed; a bias is a constant."""

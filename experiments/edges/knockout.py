@@ -33,8 +33,8 @@ from circuits import (
     SplicedModel,
     UserError,
 )
+from circuits.formula import DOWNSTREAM
 from circuits.reference import check_reference
-from circuits.splice import DOWNSTREAM
 from experiments.checks import one_prompt
 from experiments.edges.choice import (
     Edge,

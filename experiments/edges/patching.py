@@ -33,8 +33,8 @@ from circuits import (
     TokenNode,
     UserError,
 )
+from circuits.formula import DOWNSTREAM
 from circuits.reference import check_reference
-from circuits.splice import DOWNSTREAM
 from experiments.checks import one_prompt
 from experiments.edges.choice import check_graph_of, kept_latents, target_names
 from experiments.edges.held import Held, Source, foretold_share, same_reference, value_in

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits import UserError
-from circuits.splice import DOWNSTREAM
+from circuits.formula import DOWNSTREAM
 from experiments.circuit_runs import ERRORS
 from experiments.methods import method_named
 
