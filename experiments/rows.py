@@ -26,17 +26,21 @@ def rows_in(model: SplicedModel, n_pos: int, memory: str | int | None = None) ->
 
 
 def pack(lengths: Sequence[int], n_tokens: int, most: int | None = None) -> Iterator[slice]:
-    """Neighbouring rows that go through a pass together.
+    """Neighbouring rows that go through a pass together: about as long as each other.
+
+    A pass that is half full ends where rows get shorter, for it computes its first row's positions
+    of all.
 
     Args:
-        lengths: How many positions each row needs, descending; a pass computes its first row's of
-            all.
+        lengths: How many positions each row needs, descending.
         n_tokens: Positions of one pass, all rows together, where that is at least one row.
         most: Rows of one pass; `SHORT_ROWS` by default.
     """
     start = 0
     while start < len(lengths):
-        n_rows = min(n_tokens // lengths[start], most or SHORT_ROWS)
-        stop = start + max(1, n_rows)
+        n_rows = max(1, min(n_tokens // lengths[start], most or SHORT_ROWS))
+        stop = min(start + n_rows, len(lengths))
+        half = start + max(1, n_rows // 2)
+        stop = next((n for n in range(half, stop) if lengths[n] < lengths[n - 1]), stop)
         yield slice(start, stop)
         start = stop
