@@ -154,7 +154,7 @@ def ablate_each(
     *,
     reference: Reference | None = None,
     downstream: str = "recompute",
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> Ablations:
     """Set each of `nodes` alone to its reference value and measure what the metric loses.
 
@@ -171,7 +171,8 @@ def ablate_each(
         downstream: What errors downstream do. `recompute`: they follow the ablated pass, as in
             the real model. `freeze`: they keep their clean values. `drop`: there are none, not in
             the clean pass either; attributed effects are then those of `freeze`.
-        batch_size: Ablations of one forward pass; lower it to save memory.
+        batch_size: Ablations of one forward pass at most; by default as many as 256 MB of latents
+            allow.
 
     Raises:
         UserError: several prompts, a node that cannot be ablated, an unknown convention, or a

@@ -27,8 +27,8 @@ PRINTED = 50
     help="Errors downstream follow the change, keep their clean values, or are left out.",
 )  # fmt: skip
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
-    help="Ablations of one pass.",
+    "--batch-size", type=click.IntRange(min=1), metavar="N",
+    help="Ablations of one pass at most; by default as many as 256 MB of latents allow.",
 )  # fmt: skip
 @writes
 @asks
@@ -37,7 +37,7 @@ def ablate(
     top: int,
     reference: str,
     downstream: str,
-    batch_size: int,
+    batch_size: int | None,
     files: Files,
 ) -> None:
     """Ablate the strongest latents one by one and set what the metric loses beside the attribution.
