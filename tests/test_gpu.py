@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from attribution import attribute, integrated_effects, logit_diff
-from circuits import KINDS, Site, load, load_gemma, splice
+from circuits import KINDS, LatentNode, Site, load, load_gemma, splice
+from circuits.formula import DOWNSTREAM
+from experiments import ablate_each
 from tests.random_gemma import TEXT, random_dictionaries
 
 pytestmark = pytest.mark.gpu
@@ -44,6 +46,16 @@ def test_integrated_gradients_agree_with_the_cpu(on_gpu, model):
     torch.testing.assert_close(
         here.sites[site].effect, there.sites[site].effect.cpu(), rtol=1e-3, atol=1e-3
     )
+
+
+@pytest.mark.parametrize("downstream", DOWNSTREAM)
+def test_ablations_agree_with_the_cpu(on_gpu, model, downstream):
+    nodes = [LatentNode(site, latent, 2 + latent) for site in model.sites for latent in (1, 5)]
+    here, there = (
+        ablate_each(m, TEXT, METRIC, nodes, downstream=downstream) for m in (model, on_gpu)
+    )
+    for one, other in zip(here, there, strict=True):
+        assert one.measured == pytest.approx(other.measured, rel=1e-3, abs=1e-3)
 
 
 def test_load_takes_the_gpu_by_default():
