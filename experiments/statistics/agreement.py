@@ -57,14 +57,11 @@ class RankCorrelation:
         n: Pairs that were compared. A pair with a NaN or an infinity is left out.
         spearman: Correlation of ranks; NaN for fewer than two pairs or a side that does not vary.
         kendall: Kendall's tau-b; NaN as above.
-        sign_flips: Pairs of opposite sign that both have at least 1 % of the largest size on
-            their side.
     """
 
     n: int
     spearman: float
     kendall: float
-    sign_flips: int
 
 
 def agreement(attributed: ArrayLike, measured: ArrayLike, *, top: int = 20) -> Agreement:
@@ -98,8 +95,7 @@ def rank_correlation(x: ArrayLike, y: ArrayLike) -> RankCorrelation:
     """
     x, y, _ = _pairs(x, y)
     kendall = float(np.asarray(stats.kendalltau(x, y))[0]) if _varies(x, y) else np.nan
-    flips = (np.sign(x) == -np.sign(y)) & _loud(x) & _loud(y)
-    return RankCorrelation(len(x), _spearman(x, y), kendall, int(flips.sum()))
+    return RankCorrelation(len(x), _spearman(x, y), kendall)
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float:

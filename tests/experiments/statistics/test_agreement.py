@@ -94,13 +94,11 @@ def test_what_is_not_defined_is_nan():
     assert isnan(agreement(MEASURED, MEASURED, top=60).top_k_overlap)  # all are in the top
 
 
-def test_rank_correlations_are_scipys_and_flips_are_counted():
+def test_rank_correlations_are_scipys():
     found = rank_correlation(ATTRIBUTED, MEASURED)
     assert found.spearman == pytest.approx(stats.spearmanr(ATTRIBUTED, MEASURED)[0])
     assert found.kendall == pytest.approx(stats.kendalltau(ATTRIBUTED, MEASURED)[0])
-    x, y = [10.0, -3, 2, 0.05, -5, 0, nan], [8.0, 3, -0.01, -7, -5, -4, 1]
-    assert rank_correlation(x, y).sign_flips == 1  # the second; others are small, zero or alike
-    assert rank_correlation(x, y).n == 6
+    assert rank_correlation([10.0, -3, 2, nan], [8.0, 3, -0.01, 1]).n == 3
     flat = rank_correlation([1.0, 1.0], [1.0, 2.0])
     assert isnan(flat.kendall)
     assert isnan(flat.spearman)
