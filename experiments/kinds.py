@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -61,14 +62,13 @@ def mean_of(prompts: Sequence[str | Prompt]) -> AblationKind:
     of them is refused.
     """
     _check_set(prompts)
-    made: dict[tuple[int, int], Reference] = {}
+    made: WeakKeyDictionary[SplicedModel, dict[int, Reference]] = WeakKeyDictionary()
 
     def references(model: SplicedModel, prompt: str | Prompt) -> tuple[Reference, ...]:
-        n_pos = model.tokens(prompt).shape[1]
-        key = id(model), n_pos
-        if key not in made:
-            made[key] = mean_reference(model, _as_long(model, prompts, n_pos))
-        return (made[key],)
+        by_length, n_pos = made.setdefault(model, {}), model.tokens(prompt).shape[1]
+        if n_pos not in by_length:
+            by_length[n_pos] = mean_reference(model, _as_long(model, prompts, n_pos))
+        return (by_length[n_pos],)
 
     return AblationKind("mean", references)
 

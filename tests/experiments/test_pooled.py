@@ -1,5 +1,8 @@
 """Effects of many prompts are those of each prompt, summed over the positions of a span."""
 
+from dataclasses import replace
+from weakref import ref
+
 import numpy as np
 import pytest
 
@@ -13,6 +16,7 @@ from circuits import (
     corrupted_reference,
     mean_reference,
     set_to,
+    splice,
 )
 from circuits.interventions import edits
 from experiments.kinds import kind_named, mean_of, patch, resample, set_value, zero
@@ -136,6 +140,25 @@ def test_kinds_give_the_values_that_they_name(model):
     assert held.acts(site).count_nonzero() == len(clean.pos)
     names = ("patch", "mean", "resample", "zero", "set to 2.5")
     assert [kind_named(name, PROMPTS).name for name in names] == list(names)
+
+
+def test_a_mean_is_of_the_model_that_is_asked(model):
+    """Also of one that stands where another stood, which is gone."""
+    kind, site = mean_of(PROMPTS), model.sites[0]
+    halves = {s: replace(d, W_enc=d.W_enc / 2, b_enc=d.b_enc / 2) for s, d in
+              dict(model.dictionaries).items()}  # fmt: skip
+    first, second = replace(model), splice(model.bridge, halves)
+    expected = kind.references(first, PROMPTS[0])[0].acts(site)
+    assert kind.references(first, PROMPTS[1])[0].acts(site).equal(expected)
+    place, gone = id(first), ref(first)
+    del first
+    assert gone() is None  # kept by nothing
+    others = [replace(second)]
+    while id(others[-1]) != place and len(others) < 1000:
+        others.append(replace(second))
+    mean = kind.references(others[-1], PROMPTS[0])[0].acts(site)
+    assert mean.equal(mean_reference(second, PROMPTS).acts(site))
+    assert not mean.equal(expected)
 
 
 def test_a_prompt_is_not_its_own_donor(model):
