@@ -154,8 +154,11 @@ def prompt_ids(d_vocab: int, seed: int = 0) -> list[int]:
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--latents", default=2000, show_default=True, help="Of the graph.")
-def measure(size: str, folder: Path, memory: str, device: str, repeats: int, latents: int) -> None:
-    """Time and memory of loading, total effects and a graph."""
+@click.option("--ablations", default=256, show_default=True, help="Latents zeroed one by one.")
+def measure(
+    size: str, folder: Path, memory: str, device: str, repeats: int, latents: int, ablations: int
+) -> None:
+    """Time and memory of loading, total effects, a graph and ablations."""
     own = folder / size
     os.environ["GEMMA_CIRCUITS_CACHE"] = str(own / "copies")
     from circuits import load
@@ -171,6 +174,8 @@ def measure(size: str, folder: Path, memory: str, device: str, repeats: int, lat
     click.echo(f"load {loaded - imported:.1f} s")
     show_memory("after loading", device)
     steps = steps_of(model, latents)
+    needed, some = ablation_steps(model, ablations)
+    steps |= some
     times: dict[str, list[float]] = {label: [] for label in steps}
     for turn in range(repeats + 1):
         for label, step in steps.items():
@@ -186,13 +191,17 @@ def measure(size: str, folder: Path, memory: str, device: str, repeats: int, lat
     for label, taken in times.items():
         median = statistics.median(taken[1:])
         click.echo(f"| {label} | {taken[0]:.2f} | {median:.2f} | {median / base:.2f} |")
+    ours, bare = (statistics.median(times[label][1:]) for label in some)
+    click.echo(
+        f"\nAblations needed {needed:.2f} of a pass; their throughput per layer and position "
+        f"needed is {needed * bare / ours:.2f} of the bare forward's."
+    )
 
 
 def steps_of(model: Any, latents: int) -> dict[str, Callable[[], object]]:
     from attribution import attribute, logit_diff, total_effects
 
-    words = [f"w{i}" for i in prompt_ids(model.d_vocab)[1:]]
-    prompt, metric = " ".join(words), logit_diff("w1000", "w2000")
+    prompt, metric = text_of(model), logit_diff("w1000", "w2000")
     ids = model.tokens(prompt)
     assert ids.shape == (1, N_TOKENS), ids.shape
     hf = model.bridge.original_model
@@ -217,6 +226,38 @@ def steps_of(model: Any, latents: int) -> dict[str, Callable[[], object]]:
         "total effects of every latent": effects,
         f"graph of {latents} latents": graph,
     }
+
+
+def ablation_steps(model: Any, n: int) -> tuple[float, dict[str, Callable[[], object]]]:
+    """The share of a pass that `n` latents, drawn at random, need; them, and as many bare rows."""
+    from ablations import bare, share
+
+    from attribution import logit_diff
+    from attribution.metrics import bind
+    from circuits import LatentNode, zero
+    from experiments.measure import measure as measured
+
+    ids, score = model.tokens(text_of(model)), bind(logit_diff("w1000", "w2000"), model)
+    generator = torch.Generator().manual_seed(0)
+    active = {
+        site: (here.pos.tolist(), here.latent.tolist())
+        for site, here in model.trace(ids).sites.items()
+    }
+    sites = [model.sites[i] for i in torch.randint(len(active), (n,), generator=generator).tolist()]
+    nodes = []
+    for site, draw in zip(sites, torch.rand(n, generator=generator).tolist(), strict=True):
+        pos, latent = active[site]
+        chosen = int(draw * len(pos))
+        nodes.append(LatentNode(site, latent[chosen], pos[chosen]))
+    rows = [[zero(node)] for node in nodes]
+    return statistics.mean(share(model, ids, node, True) for node in nodes), {
+        f"ablation of {n} latents": lambda: measured(model, ids, score, rows),
+        f"bare forward, {n} rows": lambda: bare(model, ids, n),
+    }
+
+
+def text_of(model: Any) -> str:
+    return " ".join(f"w{i}" for i in prompt_ids(model.d_vocab)[1:])
 
 
 def show_memory(when: str, device: str) -> None:
