@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits import UserError
+from experiments.datasets.halves import halves
 from experiments.datasets.made import Made, cities, coloured_objects, indirect_objects
 from experiments.datasets.pairs import Pairs
 from experiments.datasets.readers import read_pairs
@@ -115,8 +116,7 @@ def load_pairs(name: str, split: str = "train", *, seed: int = 0) -> Pairs:
 
     Args:
         name: A key of `DATASETS`.
-        split: `train` or `test`, as published; sets without splits are divided by text, every
-            second text to each.
+        split: `train` or `test`, as published; sets without splits are divided by `halves`.
         seed: Of sets that are made from lists.
 
     Raises:
@@ -141,10 +141,8 @@ def load_pairs(name: str, split: str = "train", *, seed: int = 0) -> Pairs:
 
 
 def _half(pairs: Pairs, split: str) -> Pairs:
-    """Every second text; what is left out is of the whole."""
-    texts = list(dict.fromkeys(prompt.text for prompt in pairs))
-    own = set(texts[SPLITS.index(split) :: 2])
-    return replace(pairs, prompts=tuple(prompt for prompt in pairs if prompt.text in own))
+    """One of the halves; what is left out is of the whole."""
+    return replace(pairs, prompts=halves(pairs)[SPLITS.index(split)])
 
 
 @cache

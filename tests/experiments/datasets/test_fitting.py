@@ -2,6 +2,8 @@
 
 from random import Random
 
+import pytest
+
 from attribution import logit_diff
 from attribution.metrics import bind
 from circuits import Prompt, UserError
@@ -30,6 +32,13 @@ def test_published_splits_overlap_as_counted():
     assert [len(set(texts)) for texts in told] == [231, 350 - 231]
     assert sum(map(len, told)) + len(rest) == len(test)
     assert f"{len(told[0])} left out: {SAME_TEXT}" in rest.report()
+
+
+@pytest.mark.parametrize(("name", "n"), [("agreement/simple", 39), ("agreement/within_rc", 767)])
+def test_some_published_splits_test_nothing_new(name, n):
+    train, test = (load_pairs(name, split) for split in ("train", "test"))
+    assert overlap(train, test) == len({prompt.text for prompt in test}) == n
+    assert not without_overlap(train, test)
 
 
 def test_a_pair_and_its_reverse_are_one_witness():
