@@ -15,7 +15,7 @@ import numpy as np
 
 from attribution import logit_diff, total_effects
 from circuits import Prompt, SplicedModel, UserError
-from experiments.datasets.pairs import shared_texts
+from experiments.datasets.pairs import without_overlap
 from experiments.kinds import AblationKind, patch
 from experiments.pooled import (
     Estimator,
@@ -241,10 +241,14 @@ def _competing(pooled: PooledEffects, errors: bool) -> Array:
 
 
 def _check_overlap(prompts: Sequence[Prompt], test: Sequence[Prompt]) -> None:
-    shared = shared_texts(prompts, test)
+    shared = {
+        reason: set(texts)
+        for reason, texts in without_overlap(prompts, list(test)).left_out.items()
+    }
     if shared:
+        ways = [f"{len(texts)} as {how} ({min(texts)!r})" for how, texts in shared.items()]
         raise UserError(
-            f"{len(shared)} of {len({p.text for p in test})} test texts are also among the "
-            f"prompts, the first is {min(shared)!r}; a circuit is tested on others: "
+            f"{sum(map(len, shared.values()))} of {len({p.text for p in test})} test texts are "
+            f"among the prompts, {' and '.join(ways)}; a circuit is tested on others: "
             "datasets.without_overlap(prompts, test)"
         )

@@ -142,5 +142,14 @@ def test_spans_pool_prompts_of_different_lengths(model, tmp_path):
 
 
 def test_a_circuit_is_not_tested_on_its_own_prompts(model):
-    with pytest.raises(UserError, match="1 of 1 test texts are also among the prompts"):
-        dataset_circuit(model, PROMPTS, test=PROMPTS[:1])
+    first, second = PROMPTS[:2]
+    turned = Prompt(str(second.corrupted), second.foil, second.target, second.text)
+    text = rf"1 as a text of the other split \('{first.text}'\)"
+    exchanged = rf"1 as a pair of the other split, reversed \('{turned.text}'\)"
+    for test, says in (
+        ([first, *TEST], f"1 of 3 test texts are among the prompts, {text}; a"),
+        ([turned, *TEST], f"1 of 3 test texts are among the prompts, {exchanged}; a"),
+        ([first, turned], f"2 of 2 test texts are among the prompts, {text} and {exchanged}; a"),
+    ):
+        with pytest.raises(UserError, match=says):
+            dataset_circuit(model, PROMPTS, test=test)
