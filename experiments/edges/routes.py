@@ -50,9 +50,12 @@ def routes_of(
         UserError: no path, paths of several sources, or nodes that do not exist or do not follow
             each other.
     """
-    if not isinstance(paths, Sequence) or isinstance(paths, str) or not paths:
+    if not _is_list(paths) or not paths:
         raise UserError("give a path, a list of nodes from a latent upwards; or several such lists")
     several = [paths] if isinstance(paths[0], Node) else paths
+    for path in several:
+        if not _is_list(path):
+            raise UserError(f"{path!r} is no path; give a list of nodes from a latent upwards")
     routes = [_route(model, ids, metric, tuple(path)) for path in several]  # pyright: ignore
     if len({route.source for route in routes}) > 1:
         raise UserError(
@@ -60,6 +63,10 @@ def routes_of(
             "effect they share"
         )
     return routes
+
+
+def _is_list(x: object) -> bool:
+    return isinstance(x, Sequence) and not isinstance(x, str)
 
 
 def _route(

@@ -348,6 +348,11 @@ def test_with_one_site_the_path_is_the_whole_effect(bridge, model):
     ("path", "says"),
     [
         ([], "give a path"),
+        (3, "give a path"),
+        ([3], "3 is no path; give a list of nodes"),
+        (["mlp.0/latent.1@4"], "'mlp.0/latent.1@4' is no path; give a list of nodes"),
+        ([[LatentNode(Site(0, "mlp"), 1, 4)], 3], "3 is no path; give a list of nodes"),
+        ([LatentNode(Site(0, "mlp"), 1, 4), 3], "mlp.0/latent.1@4 -> 3 is no path"),
         ([LogitNode("x")], "a path ends in"),
         (
             [LatentNode(Site(2, "mlp"), 1, 4), LatentNode(Site(0, "mlp"), 1, 4)],
