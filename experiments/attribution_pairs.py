@@ -11,7 +11,16 @@ import torch
 
 from attribution import Effects, integrated_each, integrated_effects, total_effects
 from attribution.metrics import bind
-from circuits import ErrorNode, Intervention, LatentNode, Prompt, Reference, Site, SplicedModel
+from circuits import (
+    ErrorNode,
+    Intervention,
+    LatentNode,
+    Prompt,
+    Reference,
+    Site,
+    SplicedModel,
+    UserError,
+)
 from experiments.changes import AnyNode, changes_to
 from experiments.kinds import AblationKind
 from experiments.measure import measure
@@ -98,7 +107,12 @@ def choose(
     """By question the nodes to ablate one by one: the strongest, and as many of the others.
 
     Only nodes that an ablation changes: elsewhere attributed and measured are zero by construction.
+
+    Raises:
+        UserError: a negative number of nodes.
     """
+    if n_nodes < 0 or n_errors < 0:
+        raise UserError(f"n_nodes={n_nodes}, n_errors={n_errors}; give 0 or more of each")
     changed = np.array([bool(row) for row in case.changes([[i] for i in range(len(case.nodes))])])
     is_error = np.array([isinstance(node, ErrorNode) for node in case.nodes])
     size = np.abs(list(case.effects.values())).max(0)
@@ -132,7 +146,7 @@ def single_pairs(
         "question": [question for question, group in chosen.items() for _ in group],
         "node": [str(node) for node in nodes],
         "site_kind": [node.site.kind for node in nodes],
-        "error": [isinstance(node, ErrorNode) for node in nodes],
+        "error": np.array([isinstance(node, ErrorNode) for node in nodes], dtype=bool),
         "transition": [_transition(case, node) for node in nodes],
         "measured": case.measure([[i] for i in numbers], **how),
     }
@@ -156,7 +170,7 @@ def joint_pairs(
         drawn = rng.choice(len(own), size=min(size, len(own)), replace=False)
         subsets.append([own[i] for i in sorted(drawn.tolist())])
     shared = {
-        "question": f"joint {share:.0%}".replace("%", " %"),
+        "question": f"joint {100 * share:g} %",
         "node": [str(site) for site in at_site],
         "site_kind": [site.kind for site in at_site],
         "error": False,

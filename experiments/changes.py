@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from circuits import ErrorNode, Intervention, LatentNode, Reference, set_to
+from circuits import ErrorNode, Intervention, LatentNode, Reference, UserError, set_to
 from circuits.trace import SiteTrace
 
 AnyNode = LatentNode | ErrorNode
@@ -21,7 +21,7 @@ def changes_to(
     A node whose value in the reference is the clean one is left out: setting it changes nothing.
 
     Raises:
-        UserError: a site or position that one of the two does not have.
+        UserError: a site, position or latent that one of the two does not have.
     """
     nodes = list(dict.fromkeys(node for group in groups for node in group))
     changes: dict[AnyNode, Intervention] = {}
@@ -42,18 +42,26 @@ def values_of(reference: Reference, nodes: Sequence[AnyNode]) -> Tensor:
     """`reference.value` of each of `nodes`, latents of one site, `[n]`, or errors, `[n, d_out]`.
 
     Raises:
-        UserError: a site or position that the reference does not have.
+        UserError: a site, position or latent that the reference does not have.
     """
-    n_pos = len(reference.trace.ids)
-    for node in nodes:
-        if node.site not in reference.trace.sites or not 0 <= node.pos < n_pos:
-            reference.value(node)  # which says what is wrong
+    _check(reference, nodes)
     site = nodes[0].site
     pos = torch.tensor([node.pos for node in nodes], device=reference.trace.ids.device)
     if isinstance(nodes[0], ErrorNode):
         return reference.error(site)[pos]
     latent = pos.new_tensor([node.latent for node in nodes if isinstance(node, LatentNode)])
     return latents_at(reference.trace.sites[site], pos, latent)
+
+
+def _check(reference: Reference, nodes: Sequence[AnyNode]) -> None:
+    n_pos, sites = len(reference.trace.ids), reference.trace.sites
+    for node in nodes:
+        if node.site not in sites or not 0 <= node.pos < n_pos:
+            reference.value(node)  # which says what is wrong
+        if isinstance(node, LatentNode) and not 0 <= node.latent < sites[node.site].d_sae:
+            raise UserError(
+                f"{node}: no latent {node.latent}; {node.site} has {sites[node.site].d_sae}"
+            )
 
 
 def latents_at(trace: SiteTrace, pos: Tensor, latent: Tensor) -> Tensor:

@@ -107,6 +107,22 @@ def set_value(value: float) -> AblationKind:
     return AblationKind(f"set to {value:g}", references)
 
 
+def checked_kind(kind: AblationKind | None) -> AblationKind:
+    """`kind`, or `patch()` for None.
+
+    Raises:
+        UserError: something else, such as the name of a kind.
+    """
+    if kind is None:
+        return patch()
+    if not isinstance(kind, AblationKind):
+        raise UserError(
+            f"kind={kind!r} is no kind of ablation; give patch(), mean_of(prompts), "
+            "resample(prompts), zero() or set_value(2.5)"
+        )
+    return kind
+
+
 def kind_named(name: str, prompts: Sequence[str | Prompt], *, seed: int = 0) -> AblationKind:
     """The kind of that name, with `prompts` as the reference set or the donors.
 

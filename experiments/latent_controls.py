@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from circuits import UserError
 from experiments.pooled import PooledEffects
 from experiments.spans import SpanNode
 from experiments.statistics import percentile_among
@@ -57,19 +58,25 @@ def matched_controls(pooled: PooledEffects, chosen: Array, n: int, seed: int) ->
 
     Of the same site and span, and any but the latent itself. Where there are more than `n`, they
     are drawn from the `2 n` whose mean change of what the site writes is nearest, on a log scale.
-    A column of -1 is on nowhere, and nothing is like it.
+    One that changes nothing is no control. A column of -1 is on nowhere, and nothing is like it.
+
+    Raises:
+        UserError: fewer than no controls.
     """
-    change = np.log(np.asarray(pooled.change.mean(0)) + 1e-30)
+    if n < 0:
+        raise UserError(f"n_controls={n}; give 0 or more")
+    change = np.asarray(pooled.change.mean(0))
+    size = np.log(np.maximum(change, np.finfo(np.float64).tiny))
     groups = defaultdict(list)
     for i, node in enumerate(pooled.nodes):
-        if node.latent is not None and change[i] > -60:
+        if node.latent is not None and change[i] > 0:
             groups[node.site, node.span].append(i)
     rng, matched = np.random.default_rng(seed), []
     for i in chosen.tolist():
         here = [] if i < 0 else groups[pooled.nodes[i].site, pooled.nodes[i].span]
         others = np.array([j for j in here if j != i], dtype=np.int64)
         if len(others) > n:
-            near = others[np.argsort(np.abs(change[others] - change[i]), kind="stable")[: 2 * n]]
+            near = others[np.argsort(np.abs(size[others] - size[i]), kind="stable")[: 2 * n]]
             others = rng.choice(near, size=n, replace=False)
         matched.append(np.sort(others))
     return matched

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from circuits import Prompt, Reference, SplicedModel
 from circuits.memory import parse_bytes
-from experiments.kinds import AblationKind
+from experiments.kinds import AblationKind, checked_kind
 
 KEPT = 2**30
 """Bytes of references that are kept if nobody says how much: 20 tokens take 17 MB on
@@ -18,7 +18,11 @@ def traced_once(kind: AblationKind, *, memory: str | int = KEPT) -> AblationKind
 
     Studies attribute on every prompt before they choose what to ablate on it, and each part asks
     for the references. Those that do not fit are made again every time: the values are the same.
+
+    Raises:
+        UserError: no kind of ablation, or no amount of memory.
     """
+    kind = checked_kind(kind)
     kept: dict[tuple[SplicedModel, str | Prompt], tuple[Reference, ...]] = {}
     left = parse_bytes(memory)
 

@@ -41,7 +41,7 @@ from experiments.edges.held import Held, Source, foretold_share, same_reference,
 from experiments.edges.path_runs import Trip, total_effect, travel
 from experiments.edges.routes import Route, routes_of
 from experiments.edges.strongest import attributed
-from experiments.kinds import AblationKind, patch
+from experiments.kinds import AblationKind, checked_kind
 from experiments.results import Result
 from graphs import AttributionGraph
 from graphs.adjacency import check_graph
@@ -167,7 +167,7 @@ def path_patch(
     if downstream not in DOWNSTREAM:
         raise UserError(f"downstream={downstream!r}; choose {', '.join(DOWNSTREAM)}")
     check_batch_size(batch_size)
-    ids, kind = one_prompt(model, prompt), kind or patch()
+    ids, kind = one_prompt(model, prompt), checked_kind(kind)
     if graph is not None:
         check_graph(graph)
         check_graph_of(model, ids, metric, graph)

@@ -211,3 +211,20 @@ def test_every_form_names_the_conventions(report, tmp_path):
 def test_shares_are_shares(model):
     with pytest.raises(UserError, match="shares of a site above 0"):
         attribution_report(model, PROMPTS, shares=[2.0], kind=patch())
+
+
+def test_shares_that_are_nearly_alike_are_questions_of_their_own(model):
+    shares = [0.1, 0.101, 0.07, 1 / 3, 1]
+    report = attribution_report(
+        model, PROMPTS[:1], n_nodes=0, n_errors=0, n_points=2, shares=shares
+    )
+    frame = report.frame()
+    asked = [f"joint {share} %" for share in ("10", "10.1", "7", "33.3333", "100")]
+    assert list(dict.fromkeys(frame["question"])) == asked  # and no single node
+    pairs = frame[frame["over"] == "prompts"]
+    assert pairs["n"].tolist() == [len(model.sites)] * 2 * len(shares)
+
+
+def test_there_are_no_fewer_than_no_nodes(model):
+    with pytest.raises(UserError, match="n_nodes=3, n_errors=-1; give 0 or more of each"):
+        attribution_report(model, PROMPTS, n_nodes=3, n_errors=-1, n_points=2)

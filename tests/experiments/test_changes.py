@@ -79,6 +79,14 @@ def test_a_place_without_values_is_told(model, node):
         changes_to(clean, clean, [[LatentNode(Site(0, "mlp"), 0, 1), node]])
 
 
+@pytest.mark.parametrize("latent", [-1, 96])
+def test_a_latent_that_no_dictionary_has_is_told(model, latent):
+    """It is off in every reference, but its ablation does not do nothing: there is none."""
+    node = SpanNode(Site(0, "mlp"), latent, "2")
+    with pytest.raises(UserError, match=f"@2: no latent {latent}; mlp.0 has 96"):
+        compare_kinds(model, PROMPTS, [node], kinds=[patch(), zero()])
+
+
 def test_several_kinds_together_are_each_alone(model):
     nodes = [SpanNode(site, latent, "all") for site in model.sites for latent in (None, 3, 5)]
     spans = whole(model, PROMPTS)

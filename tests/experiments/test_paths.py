@@ -370,6 +370,12 @@ def test_what_is_no_path_is_refused(model, path, says):
         path_patch(model, PROMPT, METRIC, path)
 
 
+@pytest.mark.parametrize("kind", ["patch", 3])
+def test_what_is_no_kind_of_ablation_is_refused(model, kind):
+    with pytest.raises(UserError, match="is no kind of ablation"):
+        path_patch(model, PROMPT, METRIC, [LatentNode(Site(0, "mlp"), 1, 4)], kind=kind)
+
+
 def test_where_no_path_leads_is_said(graph):
     with pytest.raises(UserError, match="has no node"):
         strongest_paths(graph, LatentNode(Site(0, "mlp"), 10**6, 1))

@@ -19,10 +19,19 @@ from circuits import (
     splice,
 )
 from circuits.interventions import edits
-from experiments.kinds import kind_named, mean_of, patch, resample, set_value, zero
+from experiments.kinds import (
+    checked_kind,
+    kind_named,
+    mean_of,
+    patch,
+    resample,
+    set_value,
+    zero,
+)
 from experiments.pooled import baseline, measured_effects, metric_of_name, pooled_effects
 from experiments.spans import SpanNode, aligned, whole
 from experiments.tasks import TASKS
+from experiments.traced import traced_once
 
 TEXTS = ("w1 w5 w9 w2 w5 w9 w30", "w4 w5 w6 w2 w8 w9 w30", "w7 w5 w3 w2 w11 w9 w12")
 
@@ -183,6 +192,14 @@ def test_a_prompt_is_not_its_own_donor(model):
 def test_what_is_no_kind_is_refused(model, make, message):
     with pytest.raises(UserError, match=message):
         make(model)
+
+
+@pytest.mark.parametrize("check", [checked_kind, traced_once])
+@pytest.mark.parametrize("kind", ["patch", zero], ids=str)
+def test_a_name_or_a_function_is_no_kind(check, kind):
+    assert check(zero()) == zero()
+    with pytest.raises(UserError, match=r"is no kind of ablation; give patch\(\), "):
+        check(kind)
 
 
 def test_a_metric_of_a_task_is_named_after_it():
