@@ -34,6 +34,16 @@ class Adjoint:
     pos: Tensor
     first: int | None = None
 
+    @property
+    def alone(self) -> Tensor | None:
+        """What is at the targets' own positions only, `[k, d]`."""
+        return self.values if self.first is None else None
+
+    @property
+    def spread(self) -> Tensor | None:
+        """What is at positions from `first` on, `[n, k, d]`."""
+        return None if self.first is None else self.values
+
     def here(self, by_position: Tensor) -> Tensor:
         """Of `by_position [pos, m]` the rows that belong to `values`: `[k, m]` or `[n, 1, m]`."""
         if self.first is None:
@@ -43,6 +53,10 @@ class Adjoint:
     def map(self, values: Tensor) -> Adjoint:
         """Other values at the same positions."""
         return replace(self, values=values)
+
+    def dense(self) -> Adjoint:
+        """Itself: no sum over paths (`attribution.paths`)."""
+        return self
 
     def __add__(self, other: Adjoint) -> Adjoint:
         """The sum; what is alone goes to its own position if the other is spread (in place)."""
@@ -57,6 +71,18 @@ class Adjoint:
             other.values[skipped:] += self.values
             return other
         return self.map(self.values + other.values)
+
+
+def groups(pos: Tensor) -> list[tuple[int, slice]]:
+    """Every one of ascending positions `[k]`, and which of the k are there."""
+    places, counts = torch.unique_consecutive(pos.cpu(), return_counts=True)
+    ends = [0, *counts.cumsum(0).tolist()]
+    return list(zip(places.tolist(), map(slice, ends[:-1], ends[1:]), strict=True))
+
+
+def earlier(pos: Tensor, first: int, stop: int) -> list[int]:
+    """Of ascending positions `[k]`, how many are before each from `first` to before `stop`."""
+    return torch.searchsorted(pos.cpu(), torch.arange(first, stop)).tolist()
 
 
 @dataclass(frozen=True, eq=False)

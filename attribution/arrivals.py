@@ -6,14 +6,15 @@ cheaper to send the few up through the first attention than to bring the many do
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.adjoints import Adjoint
+from attribution.adjoints import Adjoint, earlier, groups
 from attribution.local_pass import LocalPass
+from attribution.paths import Paths
 from attribution.sources import Piece
 from circuits import Site
 
@@ -24,9 +25,11 @@ class Arrivals:
 
     Attributes:
         vectors: `[pos, token, d_model]`, zero where a token does not reach.
+        coordinates: The same along the basis of `attribution.paths`, `[pos, token, m]`.
     """
 
     vectors: Tensor
+    coordinates: Tensor | None = None
 
     @classmethod
     def of(cls, cut: LocalPass, tokens: Tensor, memory: int) -> Arrivals | None:
@@ -50,13 +53,26 @@ class Arrivals:
         arrived[places, places] += tokens
         return cls(arrived)
 
-    def edges(self, grad: Adjoint) -> list[Piece]:
+    def along(self, basis: Tensor) -> Arrivals:
+        """With coordinates along the rows of `basis [m, d_model]`."""
+        return replace(self, coordinates=self.vectors @ basis.T)
+
+    def edges(self, grad: Adjoint | Paths) -> list[Piece]:
         """How far each token moves each of k targets, by their gradients before the first MLP."""
-        n_pos = int(grad.pos.max()) + 1
-        if grad.first is None:
-            along = torch.bmm(self.vectors[grad.pos, :n_pos], grad.values[:, :, None])[..., 0]
-        else:
-            here = self.vectors[grad.first : grad.first + len(grad.values), :n_pos]
-            along = torch.bmm(grad.values, here.transpose(1, 2)).sum(0)
+        n_pos, vectors = int(grad.pos.max()) + 1, self.vectors
+        values = vectors.new_zeros(n_pos, len(grad.pos))
+        if isinstance(grad, Paths):
+            assert self.coordinates is not None
+            vectors = self.coordinates[..., grad.rows]
+        if grad.spread is not None:
+            assert grad.first is not None
+            places = zip(earlier(grad.pos, grad.first, n_pos), grad.spread, strict=True)
+            for pos, (before, there) in enumerate(places, grad.first):
+                out = values[: pos + 1, before:]
+                out.addmm_(vectors[pos, : pos + 1], there[before:].T)
+        if grad.alone is not None:
+            for pos, targets in groups(grad.pos):
+                out = values[: pos + 1, targets]
+                out.addmm_(self.vectors[pos, : pos + 1], grad.alone[targets].T)
         places = np.arange(n_pos)
-        return [Piece(slice(0, len(grad.pos)), places, places, along)]
+        return [Piece(slice(0, len(grad.pos)), places, places, places, values)]

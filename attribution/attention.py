@@ -112,7 +112,7 @@ def attention_pairs(
     kept = node_table(effects, strongest(effects, max_latents), metric)
     table = replace(kept, logits=tuple(str(i) for i in range(len(coordinates))))
     cut = local_pass(model, model.tokens(prompt), coordinates, freeze)
-    rows = EdgeRows(len(table))
+    rows = EdgeRows(len(table), len(coordinates))
     Stretches.of(model, table, cut, WORKING_MEMORY).add_logits(rows)
     at = table.logits_at
     brought = torch.from_numpy(rows.matrix()[at.start : at.stop].toarray())

@@ -84,8 +84,9 @@ def influential(stretches: Stretches, weights: Sequence[float], n: int) -> dict[
         n: How many; fewer where no more influence the output.
     """
     table = stretches.table
-    rows = EdgeRows(len(table))
+    rows = EdgeRows(len(table), len(table.logits))
     stretches.add_logits(rows)
+    edges = rows.matrix()
     outputs = np.zeros(len(table))
     outputs[table.logits_at.start :] = np.abs(weights) / np.abs(weights).sum()
     waiting = np.zeros(len(table), dtype=bool)
@@ -94,18 +95,21 @@ def influential(stretches: Stretches, weights: Sequence[float], n: int) -> dict[
     found = np.zeros(len(table), dtype=bool)
     with tqdm(total=n, desc="influential latents", disable=None, delay=1, leave=None) as bar:
         while (left := n - found.sum()) > 0:
-            influences = np.where(waiting, solve_influence(rows.matrix(), outputs), 0.0)
+            influences = np.where(waiting, solve_influence(edges, outputs), 0.0)
             step = min(left, -(-n // ROUNDS))
             best = influences.argsort(kind="stable")[::-1][:step]
             best = np.sort(best[influences[best] > 0])
             found[best], waiting[best] = True, False
             if not len(best) or step == left:
                 break  # the edges into the last ones show nothing more
+            rows = EdgeRows(len(table), len(best))
+            chosen = {}
             for site, nodes in table.sites.items():
                 here = best[(best >= nodes.latents_at.start) & (best < nodes.latents_at.stop)]
-                chosen = torch.from_numpy(here - nodes.latents_at.start)
-                chosen = chosen[torch.isin(chosen, nodes.targets)]
-                stretches.add_latents(rows, site, chosen, bar)
+                latents = torch.from_numpy(here - nodes.latents_at.start)
+                chosen[site] = latents[torch.isin(latents, nodes.targets)]
+            stretches.add_latents(rows, chosen, bar)
+            edges = edges + rows.matrix()
     return {
         site: torch.from_numpy(found[nodes.latents_at.start : nodes.latents_at.stop])
         for site, nodes in table.sites.items()

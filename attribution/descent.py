@@ -8,6 +8,8 @@ from torch import Tensor
 
 from attribution.adjoints import Adjoint, NormMap
 from attribution.local_pass import LayerMaps, LocalPass
+from attribution.path_maps import PathMaps
+from attribution.paths import Paths
 from circuits import Site
 
 ARRIVED = "arrived"
@@ -15,21 +17,27 @@ ARRIVED = "arrived"
 
 
 def descend(
-    cut: LocalPass, site: Site, grad: Adjoint, *, arrived: bool = False
-) -> Iterator[tuple[Site | str | None, Adjoint]]:
+    cut: LocalPass,
+    site: Site,
+    reads: Adjoint,
+    *,
+    arrived: bool = False,
+    maps: PathMaps | None = None,
+) -> Iterator[tuple[Site | str | None, Adjoint | Paths]]:
     """Every leaf that reaches `site`, from the top down, with the targets' gradients there.
 
     Args:
         cut: The pass; attention is crossed with its pattern held.
         site: Where the targets read.
-        grad: Their encoder columns, alone.
+        reads: Their encoder columns, alone.
         arrived: End before the first attention, where the tokens have arrived.
+        maps: To go down as paths as far as that pays.
     """
     leaves = cut.leaves
     if site.kind == "embed":
-        yield None, grad
+        yield None, reads
         return
-    grad = _enter(cut.layers[site.layer], site, grad)
+    grad = _enter(cut.layers[site.layer], site, reads, maps)
     for number in range(site.layer, -1, -1):
         layer = cut.layers[number]
         at_target = number == site.layer
@@ -39,20 +47,22 @@ def descend(
         if not at_target or site.kind == "resid":
             written = next((s for s in _writers(number) if s in leaves), None)
             if written is None:
+                grad = grad.dense()
                 grad = grad + _through_mlp(layer, grad)
             else:
                 yield written, grad
                 if layer.W_skip is not None:
+                    grad = grad.dense()
                     grad = grad + _through_skip(layer, grad, layer.W_skip, cut.reads)
         if not at_target or site.kind != "attn":
             if arrived and number == 0:
                 yield ARRIVED, grad
                 return
-            heads = layer.attention.to_heads(_norm(layer.after_attn, grad))
             if Site(number, "attn") in leaves:
-                yield Site(number, "attn"), heads
+                grad = grad.dense()
+                yield Site(number, "attn"), _to_heads(layer, grad)
             else:
-                grad = grad + layer.before_attn.adjoint(layer.attention.to_input(heads))
+                grad = _below_attention(layer, number, grad, maps)
     yield (Site(0, "embed") if Site(0, "embed") in leaves else None), grad
 
 
@@ -73,15 +83,33 @@ def _writers(layer: int) -> tuple[Site, Site]:
     return Site(layer, "mlp"), Site(layer, "transcoder")
 
 
-def _enter(layer: LayerMaps, site: Site, grad: Adjoint) -> Adjoint:
+def _enter(layer: LayerMaps, site: Site, grad: Adjoint, maps: PathMaps | None) -> Adjoint | Paths:
     """From what the targets read to the residual stream of their layer."""
     if site.kind == "mlp":
         return _through_mlp(layer, grad)
     if site.kind == "transcoder":
         return layer.from_transcoder(grad)
     if site.kind == "attn":
+        if maps is not None:
+            return Paths.from_heads(maps, site.layer, grad)
         return layer.before_attn.adjoint(layer.attention.to_input(grad))
     return grad
+
+
+def _below_attention(
+    layer: LayerMaps, number: int, grad: Adjoint | Paths, maps: PathMaps | None
+) -> Adjoint | Paths:
+    """What a layer's attention adds to the gradient, and the gradient itself."""
+    if isinstance(grad, Paths) and grad.may_cross(number):
+        return grad.cross(number)
+    grad = grad.dense()
+    if grad.first is None and maps is not None:
+        return Paths.from_residual(maps, number, grad)
+    return grad + layer.before_attn.adjoint(layer.attention.to_input(_to_heads(layer, grad)))
+
+
+def _to_heads(layer: LayerMaps, grad: Adjoint) -> Adjoint:
+    return layer.attention.to_heads(_norm(layer.after_attn, grad))
 
 
 def _through_mlp(layer: LayerMaps, grad: Adjoint) -> Adjoint:

@@ -3,95 +3,104 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
+from attribution.adjoints import groups
 from attribution.sources import Piece
 
-
-@dataclass(frozen=True, eq=False)
-class _Block:
-    """Rows of neighbouring targets, `first`, `first + 1`, ..., with the same sources."""
-
-    first: int
-    columns: np.ndarray
-    values: np.ndarray
+MOST_ROOM = 1 << 27
+"""Edges for which there is room at once, at most; what is not written to takes no memory."""
 
 
 class EdgeRows:
     """Rows of direct effects, as they come.
 
     Targets at one position are reached from the same nodes, so that a block of their rows is dense
-    and costs no search for what is not zero.
+    and costs no search for what is not zero. Edges are written where they will stay.
     """
 
-    def __init__(self, n_nodes: int):
+    def __init__(self, n_nodes: int, n_targets: int):
         self._n_nodes = n_nodes
-        self._blocks: list[_Block] = []
+        self._n_edges = 0
+        room = min(n_targets * n_nodes, MOST_ROOM)
+        self._data, self._indices = np.empty(room, np.float32), np.empty(room, np.int32)
+        self._nodes: list[np.ndarray] = []  # of the rows, in the order in which they came
+        self._counts: list[np.ndarray] = []  # of their edges
 
     def add(self, nodes: np.ndarray, pos: Tensor, pieces: Sequence[Piece]) -> None:
         """Complete rows of a batch of targets.
 
         Args:
-            nodes: Their indices among all nodes, `[k]`, ascending.
+            nodes: Their indices among all nodes, `[k]`, ascending, beyond those added before.
             pos: Their positions, ascending, `[k]`.
             pieces: From the first leaf to the last, for each target. What a source adds at several
                 leaves is summed.
         """
-        places, counts = torch.unique_consecutive(pos.cpu(), return_counts=True)
-        start = 0
-        for place, count in zip(places.tolist(), counts.tolist(), strict=True):
-            group = slice(start, start + count)
-            start = group.stop
+        for place, group in groups(pos):
             columns, values = _rows(pieces, group, place)
-            gaps = np.flatnonzero(np.diff(nodes[group]) > 1) + 1
-            for first, rows in zip(
-                np.split(nodes[group], gaps), np.split(values, gaps), strict=True
-            ):
-                self._blocks.append(_Block(int(first[0]), columns.astype(np.int32), rows))
+            n, k = values.shape
+            data, indices = self._more(n * k)
+            torch.from_numpy(data.reshape(k, n)).copy_(values.T)
+            indices.reshape(k, n)[:] = columns
+            self._nodes.append(nodes[group])
+            self._counts.append(np.full(k, n))
 
     def matrix(self) -> sparse.csr_array:
-        """All rows so far, `[target, source]`, in the order of the nodes; float32, no zeros."""
-        counts = np.zeros(self._n_nodes, dtype=np.int64)
-        for block in self._blocks:
-            rows = slice(block.first, block.first + len(block.values))
-            assert not counts[rows].any(), "a target was added twice"
-            counts[rows] = len(block.columns)
-        n_edges = int(counts.sum())
-        index = np.int32 if n_edges < 2**31 else np.int64
+        """All rows, `[target, source]`, float32, no zeros.
+
+        They are handed over, not copied: no more can be added.
+        """
+        nodes = np.concatenate([*self._nodes, np.zeros(0, int)])
+        assert (np.diff(nodes) > 0).all(), "targets come in the order of the nodes, each once"
+        counts = np.zeros(self._n_nodes, int)
+        counts[nodes] = np.concatenate([*self._counts, np.zeros(0, int)])
+        for array in (self._data, self._indices):  # gives back room that was not used
+            array.resize(self._n_edges, refcheck=False)
+        index = np.int32 if self._n_edges < 2**31 else np.int64
         starts = np.concatenate([[0], counts.cumsum()]).astype(index)
-        data, indices = np.empty(n_edges, np.float32), np.empty(n_edges, index)
-        for block in self._blocks:
-            part = slice(starts[block.first], starts[block.first + len(block.values)])
-            data[part].reshape(block.values.shape)[:] = block.values
-            indices[part].reshape(block.values.shape)[:] = block.columns
-        matrix = sparse.csr_array((data, indices, starts), shape=(self._n_nodes, self._n_nodes))
-        matrix.eliminate_zeros()
+        arrays = self._data, self._indices.astype(index, copy=False), starts
+        matrix = sparse.csr_array(arrays, shape=(self._n_nodes, self._n_nodes))
+        del self._data, self._indices
+        if np.count_nonzero(matrix.data) < matrix.nnz:
+            matrix.eliminate_zeros()
         return matrix
 
+    def _more(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Room for `n` more edges: values and columns."""
+        start, stop = self._n_edges, self._n_edges + n
+        if stop > len(self._data):
+            for name in ("_data", "_indices"):
+                old = getattr(self, name)
+                new = np.empty(stop + stop // 2, old.dtype)
+                new[:start] = old[:start]
+                setattr(self, name, new)
+        self._n_edges = stop
+        return self._data[start:stop], self._indices[start:stop]
 
-def _rows(pieces: Sequence[Piece], group: slice, pos: int) -> tuple[np.ndarray, np.ndarray]:
-    """The columns `[n]` and the values `[k, n]` of the targets `group`, which are at `pos`."""
+
+def _rows(pieces: Sequence[Piece], group: slice, pos: int) -> tuple[np.ndarray, Tensor]:
+    """The columns `[n]` and the values `[n, k]` of the targets `group`, which are at `pos`."""
     columns, values = [], []
     for piece in pieces:
         if not piece.targets.start <= group.start < piece.targets.stop:
             continue
         own = slice(group.start - piece.targets.start, group.stop - piece.targets.start)
-        block = piece.values[own]
+        rows = piece.rows
         if piece.pos[-1] > pos:  # of a batch whose other targets are further on
             before = piece.pos <= pos
+            rows = rows[before]
             columns.append(piece.columns[before])
-            values.append(block[:, torch.from_numpy(before)])
         else:
             columns.append(piece.columns)
-            values.append(block)
-    found, block = np.concatenate(columns), torch.cat(values, 1)
+        rows = torch.from_numpy(rows).to(piece.values.device)
+        values.append(piece.values[:, own].index_select(0, rows))
+    found, block = np.concatenate(columns), torch.cat(values)
     if (np.diff(found) <= 0).any():  # latents that write to several leaves: a sum over them
         found, places = np.unique(found, return_inverse=True)
         places = torch.from_numpy(places).to(block.device)
-        block = block.new_zeros(len(block), len(found)).index_add_(1, places, block)
-    return found, block.cpu().numpy()
+        block = block.new_zeros(len(found), block.shape[1]).index_add_(0, places, block)
+    return found, block

@@ -20,6 +20,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ from attribution.edge_rows import EdgeRows
 from attribution.expectation import expected
 from attribution.local_pass import LocalPass
 from attribution.node_table import NodeTable
+from attribution.path_maps import PathMaps
+from attribution.side_by_side import side_by_side
 from attribution.sources import Piece, Readers, Sources, find_sources
 from circuits import Reference, Site, SplicedModel
 from circuits.memory import halving
@@ -71,13 +74,13 @@ def direct_effects(
         UserError: there is not enough memory for a single target.
     """
     stretch = Stretches.of(model, table, cut, memory, reference)
-    rows = EdgeRows(len(table))
     n_latents = sum(len(nodes.targets) for nodes in table.sites.values())
+    rows = EdgeRows(len(table), n_latents + len(table.logits))
     told = n_latents >= LARGE and sys.stderr.isatty()
     label = f"edges, {expected(stretch)}" if told else "edges"
     with tqdm(total=n_latents, desc=label, unit="latent", disable=None, delay=1, leave=None) as bar:
-        for site, nodes in table.sites.items():
-            stretch.add_latents(rows, site, nodes.targets, bar)
+        targets = {site: nodes.targets for site, nodes in table.sites.items()}
+        stretch.add_latents(rows, targets, bar)
     stretch.add_logits(rows)
     return rows.matrix()
 
@@ -91,6 +94,7 @@ class Stretches:
         cut: The pass.
         sources: What every node adds at its leaf, and where the tokens have arrived.
         readers: What every latent reads.
+        maps: For going down as paths; `None` where that does not pay.
         memory: Bytes that one batch of targets may take.
     """
 
@@ -98,6 +102,7 @@ class Stretches:
     cut: LocalPass
     sources: Mapping[Site | str | None, Sources | Arrivals]
     readers: Mapping[Site, Readers]
+    maps: PathMaps | None
     memory: int
 
     @classmethod
@@ -111,15 +116,23 @@ class Stretches:
         reference: Reference | None = None,
     ) -> Stretches:
         """Reads each dictionary once."""
-        sources, readers = find_sources(model, table, cut, reference)
-        arrivals = Arrivals.of(cut, torch.cat(sources[None].vectors), memory // 4)
-        past_attention = {} if arrivals is None else {ARRIVED: arrivals}
-        return cls(table, cut, {**sources, **past_attention}, readers, memory)
+        found, readers = find_sources(model, table, cut, reference)
+        sources: dict[Site | str | None, Sources | Arrivals] = {**found}
+        arrivals = Arrivals.of(cut, found[None].vectors, memory // 4)
+        if arrivals is not None:
+            sources[ARRIVED] = arrivals
+        maps = _path_maps(table, cut, memory // 4)
+        if maps is not None:
+            for leaf, here in sources.items():
+                below = _crossed_above(leaf)
+                if below is not None:
+                    sources[leaf] = here.along(maps.basis[below])
+        return cls(table, cut, sources, readers, maps, memory)
 
-    def add_latents(self, rows: EdgeRows, site: Site, chosen: Tensor, bar: tqdm) -> None:
-        """The edges to the latents `chosen [k]` of one site, ascending."""
-        nodes = self.table.sites[site]
-        for part, pieces in self.batches(site, chosen):
+    def add_latents(self, rows: EdgeRows, chosen: Mapping[Site, Tensor], bar: tqdm) -> None:
+        """The edges to the latents `chosen [k]` of each site, ascending."""
+        for site, part, pieces in self.batches(chosen):
+            nodes = self.table.sites[site]
             rows.add(nodes.latents_at.start + part.numpy(), nodes.latents.pos[part], pieces)
             bar.update(len(part))
 
@@ -138,10 +151,19 @@ class Stretches:
             for part, found in halving(pieces, batch):
                 rows.add(at + part.numpy(), last[part], found)
 
-    def batches(self, site: Site, chosen: Tensor) -> Iterator[tuple[Tensor, list[Piece]]]:
-        """The edges to the latents `chosen [k]` of one site, ascending, within the memory."""
-        for batch in self._split(site, chosen):
-            yield from halving(lambda part: self.pieces(site, part), batch)
+    def batches(self, chosen: Mapping[Site, Tensor]) -> Iterator[tuple[Site, Tensor, list[Piece]]]:
+        """The edges to the latents `chosen [k]` of each site, ascending, within the memory."""
+
+        def run(job: tuple[Site, Tensor]) -> list[tuple[Site, Tensor, list[Piece]]]:
+            site, batch = job
+            found = halving(lambda part: self.pieces(site, part), batch)
+            return [(site, part, pieces) for part, pieces in found]
+
+        jobs = [(site, part) for site, all_ in chosen.items() for part in self._split(site, all_)]
+        # one backward pass after the other: they share what the forward pass recorded
+        for by_autograd, some in groupby(jobs, lambda job: self._needs_autograd(job[0])):
+            for found in side_by_side(run, some, 1 if by_autograd else self._n_threads):
+                yield from found
 
     @torch.no_grad()
     def pieces(self, site: Site, chosen: Tensor) -> list[Piece]:
@@ -155,7 +177,8 @@ class Stretches:
             pieces = self._by_autograd(x, seeds, pos, below=site)
         else:
             arrived = ARRIVED in self.sources
-            down = descend(self.cut, site, Adjoint(reads.float(), pos), arrived=arrived)
+            grad = Adjoint(reads.float(), pos)
+            down = descend(self.cut, site, grad, arrived=arrived, maps=self.maps)
             by_leaf = [self.sources[leaf].edges(grad) for leaf, grad in down]
             pieces = [piece for leaf in reversed(by_leaf) for piece in leaf]
         return [*pieces, _own_bias(nodes.bias_at, readers.biases[chosen])]
@@ -186,6 +209,11 @@ class Stretches:
         """Whether live attention lies below `site`: its derivative is no map held by the prompt."""
         return not self.cut.freeze.attention and crosses_attention(site, self.cut.leaves)
 
+    @property
+    def _n_threads(self) -> int:
+        """Batches at a time: a batch is too little work for many cores."""
+        return torch.get_num_threads() if self.cut.scores.device.type == "cpu" else 1
+
     def _split(self, site: Site, chosen: Tensor) -> Iterator[Tensor]:
         """`chosen [k]`, ascending, in batches within the memory.
 
@@ -198,10 +226,11 @@ class Stretches:
         spreads = crosses_attention(site, self.cut.leaves)
         by_autograd = self._needs_autograd(site)
         width = self._width(by_autograd=by_autograd)
+        memory = self.memory if by_autograd else self.memory // self._n_threads
         start = n_rows = 0
         for i, place in enumerate(places):
             reach = self.table.n_pos if by_autograd else place + 1 if spreads else 1
-            full = (n_rows + reach) * width > self.memory
+            full = (n_rows + reach) * width > memory
             large = spreads and n_rows >= ENOUGH_ROWS and place != places[i - 1]
             if i > start and (full or large):
                 yield chosen[start:i]
@@ -218,17 +247,37 @@ class Stretches:
         for number, layer in enumerate(self.cut.layers):
             if Site(number, "transcoder") not in self.cut.leaves:  # targets may go through the MLP
                 width = max(width, layer.mlp.gate.shape[-1])
+        if self.maps is not None:
+            heads = self.cut.layers[0].attention.W_O.shape[1]
+            width = max(width, (self.maps.width * (3 + self.maps.depth) + 2 * heads) // COPIES)
         return 4 * COPIES * width
 
 
 COPIES = 4
 """Tensors of a batch's size that are there at a time."""
 
-ENOUGH_ROWS = 2048
+ENOUGH_ROWS = 4096
 """Rows of a matrix product that use the machine well."""
+
+
+def _path_maps(table: NodeTable, cut: LocalPass, memory: int) -> PathMaps | None:
+    if not cut.freeze.attention:
+        return None
+    per_site = sum(len(nodes.latents.pos) for nodes in table.sites.values()) / len(table.sites)
+    return PathMaps.of(cut.layers, n_pos=table.n_pos, per_site=per_site, memory=memory)
+
+
+def _crossed_above(leaf: Site | str | None) -> int | None:
+    """The layer above whose attention gradients are that come to a leaf, if they come as paths."""
+    if leaf is None or leaf == ARRIVED:
+        return -1 if leaf is None else 0
+    assert isinstance(leaf, Site)
+    if leaf.kind == "embed":
+        return -1
+    return None if leaf.kind == "attn" else leaf.layer
 
 
 def _own_bias(bias_at: int, biases: Tensor) -> Piece:
     """The encoder's bias, which a latent's own site adds."""
     every = slice(0, len(biases))
-    return Piece(every, np.array([bias_at]), np.array([-1]), biases[:, None])
+    return Piece(every, np.zeros(1, int), np.array([bias_at]), np.array([-1]), biases[None])

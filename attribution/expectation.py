@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 SAMPLE = 48
 """Neighbouring targets of a site that are tried."""
 
-BYTES = 16
-"""An edge's value and column, while batches are being joined to one matrix."""
+BYTES = 10
+"""An edge's value and column, and what room was made for more."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def expected(stretches: Stretches) -> Forecast:
         sample = targets[first : first + SAMPLE]
         start = time.perf_counter()
         n_values = sum(
-            piece.values.numel()
-            for _, pieces in stretches.batches(site, sample)
+            len(piece.rows) * piece.values.shape[1]
+            for _, _, pieces in stretches.batches({site: sample})
             for piece in pieces
         )
         if n:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -144,10 +145,19 @@ def checked(values: Tensor, batch: int) -> Tensor:
     return values
 
 
-def check_batch_size(batch_size: int | None) -> None:
-    """Refuse a pass of nothing; None leaves the choice to the pass."""
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch_size={batch_size}; a pass needs at least one row")
+def check_batch_size(batch_size: int | None, *, automatic: bool = True) -> None:
+    """Refuse what is no whole number above 0.
+
+    Args:
+        automatic: Whether None leaves the choice to the pass.
+
+    Raises:
+        UserError: it is none.
+    """
+    if batch_size is None and automatic:
+        return
+    if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
+        raise UserError(f"batch_size={batch_size!r}; give a whole number, at least one row")
 
 
 def check_convention(downstream: str) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.adjoints import Adjoint
+from attribution.adjoints import Adjoint, earlier, groups
 from attribution.baseline import active_in, decoded, unless_zero, values_of
 from attribution.local_pass import LocalPass
 from attribution.node_table import NodeTable, SiteNodes
+from attribution.paths import Paths
 from circuits import Dictionary, Reference, Site, SplicedModel
 from circuits.active import Active, constant
 from circuits.cross_layer import Carried
@@ -20,87 +22,127 @@ from circuits.trace import SiteTrace
 
 
 @dataclass(frozen=True, eq=False)
-class Writers:
-    """The latents of one site that write at a leaf: their own, or one above it.
-
-    Attributes:
-        starts: Where each position's latents begin among them, `[pos + 1]`.
-        at: Indices of the latents among all nodes.
-    """
-
-    starts: list[int]
-    at: range
-
-    def indices(self, first: int, stop: int) -> np.ndarray:
-        """Those at positions from `first` to before `stop`, among all nodes."""
-        return self.at.start + np.arange(self.starts[first], self.starts[stop])
-
-    def positions(self, first: int, stop: int) -> np.ndarray:
-        """Of those, `[n]`."""
-        return np.repeat(np.arange(first, stop), np.diff(self.starts[first : stop + 1]))
-
-
-@dataclass(frozen=True, eq=False)
 class Sources:
-    """The nodes at one leaf, as vectors `[d]` that they add there; float32.
+    """The nodes at one leaf, as vectors `[d]` that they add there, position by position; float32.
 
     Attributes:
-        vectors: Those of each position, `[n, d]`: `acts . W_dec` of the latents of each of
-            `writers`, then the error (or the embedding), then `b_dec` where the dictionary reads;
-            all less what they are in the reference.
-        writers: The latents that write there, site by site: none at the embedding, several sites'
-            where cross-layer transcoders of lower layers write too.
-        errors_at: Indices of the errors, or of the tokens.
+        vectors: `[n, d]`, at each position `acts . W_dec` of the latents that write there, then the
+            error (or the embedding), then `b_dec` where the dictionary reads; all less what they
+            are in the reference.
+        columns: Which of all nodes each is, `[n]`. A bias is there at every position.
+        pos: Ascending, `[n]`.
         bias_at: Index of the bias; `None` at the embedding.
+        coordinates: `vectors` along the basis of `attribution.paths` below which the leaf lies,
+            `[n, m]`; `None` where no paths come.
     """
 
-    vectors: list[Tensor]
-    writers: tuple[Writers, ...]
-    errors_at: range
+    vectors: Tensor
+    columns: np.ndarray
+    pos: np.ndarray
     bias_at: int | None
+    coordinates: Tensor | None = None
 
-    def edges(self, grad: Adjoint) -> list[Piece]:
+    @classmethod
+    def of(cls, nodes: Sequence[Written], bias_at: int | None) -> Sources:
+        """From those of each kind."""
+        pos = np.concatenate([part.pos for part in nodes])
+        order = pos.argsort(kind="stable")
+        vectors = torch.cat([part.vectors for part in nodes])
+        columns = np.concatenate([part.columns for part in nodes])
+        at = torch.from_numpy(order).to(vectors.device)
+        return cls(vectors[at], columns[order], pos[order], bias_at)
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Where each position's vectors begin, `[pos + 1]`; every position has some."""
+        return np.searchsorted(self.pos, np.arange(self.pos[-1] + 2)).tolist()
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """All vectors but the biases, by their columns."""
+        order = self.columns.argsort(kind="stable")
+        return order if self.bias_at is None else order[self.columns[order] != self.bias_at]
+
+    def along(self, basis: Tensor) -> Sources:
+        """With coordinates along the rows of `basis [m, d]`."""
+        return replace(self, coordinates=self.vectors @ basis.T)
+
+    def edges(self, grad: Adjoint | Paths) -> list[Piece]:
         """How far each source moves each of k targets, which are in the order of their positions.
 
         A target that is alone is reached from its own position, one that is spread from all of
         them: one matrix product a position.
         """
-        if grad.first is not None:
-            return [self._piece(grad.first, grad.values, slice(0, len(grad.pos)))]
-        ends = torch.unique_consecutive(grad.pos, return_counts=True)
-        pieces, start = [], 0
-        for pos, count in zip(*(x.tolist() for x in ends), strict=True):
-            targets = slice(start, start + count)
-            pieces.append(self._piece(pos, grad.values[None, targets], targets))
-            start = targets.stop
-        return pieces
+        if grad.spread is None:
+            return [self._alone(grad, pos, targets) for pos, targets in groups(grad.pos)]
+        assert grad.first is not None
+        vectors = self.vectors
+        if isinstance(grad, Paths):
+            assert self.coordinates is not None
+            vectors = self.coordinates[:, grad.rows]
+        first, stop = grad.first, grad.first + len(grad.spread)
+        values = self._room(first, stop, len(grad.pos))
+        places = zip(earlier(grad.pos, first, stop), grad.spread, strict=True)
+        for pos, (before, there) in enumerate(places, first):
+            out = values[self._at(pos, first)]
+            out[:, :before] = 0
+            torch.mm(vectors[self._at(pos)], there[before:].T, out=out[:, before:])
+        if grad.alone is not None:
+            for pos, targets in groups(grad.pos):
+                out = values[self._at(pos, first), targets]
+                out.addmm_(self.vectors[self._at(pos)], grad.alone[targets].T)
+        return [self._piece(first, stop, slice(0, len(grad.pos)), values)]
 
-    def _piece(self, first: int, grads: Tensor, targets: slice) -> Piece:
-        """The edges from positions `first`, `first + 1`, ... by gradients `[n, k, d]` there."""
-        stop = first + len(grads)
-        by_position = [
-            (grad @ self.vectors[pos].T).split(self._sizes(pos), 1)
-            for pos, grad in enumerate(grads, first)
-        ]
-        *by_writer, errors = zip(*by_position, strict=True)
-        positions = np.arange(first, stop)
-        columns = [writers.indices(first, stop) for writers in self.writers]
-        pos = [writers.positions(first, stop) for writers in self.writers]
-        columns.append(self.errors_at.start + positions)
-        pos.append(positions)
+    def _at(self, pos: int, first: int = 0) -> slice:
+        """The vectors at a position, counted from those at `first`."""
+        start = self.starts[first]
+        return slice(self.starts[pos] - start, self.starts[pos + 1] - start)
+
+    def _alone(self, grad: Adjoint | Paths, pos: int, targets: slice) -> Piece:
+        """The edges to those targets that are at one position, from there."""
+        assert grad.alone is not None
+        values = self._room(pos, pos + 1, targets.stop - targets.start)
+        torch.mm(self.vectors[self._at(pos)], grad.alone[targets].T, out=values[:-1])
+        return self._piece(pos, pos + 1, targets, values)
+
+    def _room(self, first: int, stop: int, k: int) -> Tensor:
+        """For the edges from the vectors at positions from `first` to before `stop`, and a bias."""
+        return self.vectors.new_empty(self.starts[stop] - self.starts[first] + 1, k)
+
+    def _piece(self, first: int, stop: int, targets: slice, values: Tensor) -> Piece:
+        """From the products of the vectors; those with the bias are summed."""
+        start = self.starts[first]
+        rows = self.order[(self.order >= start) & (self.order < self.starts[stop])]
+        columns, pos = self.columns[rows], self.pos[rows]
+        rows = rows - start
         if self.bias_at is not None:
-            biases = errors
-            *by_writer, errors = by_writer
-            by_writer.insert(0, (torch.cat(biases, 1).sum(1, keepdim=True),))
-            columns.insert(0, np.array([self.bias_at]))
-            pos.insert(0, np.array([-1]))
-        values = torch.cat([part for parts in (*by_writer, errors) for part in parts], 1)
-        return Piece(targets, np.concatenate(columns), np.concatenate(pos), values)
+            biases = np.flatnonzero(self.columns[start : self.starts[stop]] == self.bias_at)
+            values[-1] = values[torch.from_numpy(biases).to(values.device)].sum(0)
+            rows = np.append(len(values) - 1, rows)
+            columns, pos = np.append(self.bias_at, columns), np.append(-1, pos)
+        return Piece(targets, rows, columns, pos, values)
 
-    def _sizes(self, pos: int) -> list[int]:
-        """How many vectors of each kind there are at one position."""
-        sizes = [writers.starts[pos + 1] - writers.starts[pos] for writers in self.writers]
-        return [*sizes, 1] if self.bias_at is None else [*sizes, 1, 1]
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """Nodes of one kind at a leaf.
+
+    Attributes:
+        pos: Their positions, ascending, `[n]`.
+        columns: Which of all nodes they are, `[n]`.
+        vectors: What they add there, `[n, d]`.
+    """
+
+    pos: np.ndarray
+    columns: np.ndarray
+    vectors: Tensor
+
+    @classmethod
+    def everywhere(cls, at: range | int, vectors: Tensor) -> Written:
+        """A node at each position, or one (a bias) at all of them."""
+        pos = np.arange(len(vectors))
+        columns = np.full_like(pos, at) if isinstance(at, int) else at.start + pos
+        return cls(pos, columns, vectors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,12 +151,14 @@ class Piece:
 
     Attributes:
         targets: Which of the batch.
+        rows: Where among `values` the edges are, source by source, `[n]`.
         columns: Indices of the sources, `[n]`; ascending but for latents of lower layers.
         pos: Their positions, -1 for a bias, `[n]`.
-        values: `[k, n]`.
+        values: `[m, k]`.
     """
 
     targets: slice
+    rows: np.ndarray
     columns: np.ndarray
     pos: np.ndarray
     values: Tensor
@@ -148,35 +192,31 @@ def find_sources(
     embedding = cut.leaves[None].detach()[0].float()
     if reference is not None:
         embedding = embedding - reference.trace.embedding.float()
-    sources: dict[Site | None, Sources] = {
-        None: Sources(list(embedding.split(1)), (), range(table.n_pos), None)
-    }
+    tokens = Written.everywhere(range(table.n_pos), embedding)
+    sources: dict[Site | None, Sources] = {None: Sources.of([tokens], None)}
     readers = {}
     carried = Carried()
-    written: dict[Site, list[Tensor]] = {site: [] for site in table.sites}
-    writers: dict[Site, list[Writers]] = {site: [] for site in table.sites}
+    written: dict[Site, list[Written]] = {site: [] for site in table.sites}
     for site, nodes in table.sites.items():
         dictionary, latents = model.dictionaries[site], nodes.latents
         there = None if reference is None else reference.trace.sites[site]
         if there is not None:
             change = latents.acts.float() - values_of(there, latents)
             latents = Active(latents.pos, latents.latent, change)
-        counts = torch.bincount(latents.pos, minlength=table.n_pos)
-        here = Writers([0, *counts.cumsum(0).tolist()], nodes.latents_at)
+        pos, columns = latents.pos.cpu().numpy(), np.array(nodes.latents_at, dtype=int)
         for leaf, W_dec in zip(model.writes_to(site), dictionary.decoders, strict=True):
-            writers[leaf].append(here)
-            written[leaf].append(W_dec[latents.latent].float() * latents.acts.float()[:, None])
+            vectors = W_dec[latents.latent].float() * latents.acts.float()[:, None]
+            written[leaf].append(Written(pos, columns, vectors))
         own, *later = _explained(dictionary, latents, there, table.n_pos)
         error, bias = _left(dictionary, carried.up(site, own, later), cut, site)
         b_enc = dictionary.b_enc[latents.latent].float()
         if there is not None:  # a constant has no difference
             error, bias, b_enc = error - there.error.float(), bias * 0, b_enc * 0
-        sources[site] = Sources(
-            _by_position(writers[site], written.pop(site), error, bias),
-            tuple(writers[site]),
-            nodes.errors_at,
-            nodes.bias_at,
+        rest = (
+            Written.everywhere(nodes.errors_at, error),
+            Written.everywhere(nodes.bias_at, bias),
         )
+        sources[site] = Sources.of([*written.pop(site), *rest], nodes.bias_at)
         readers[site] = Readers(nodes, dictionary.W_enc.T[latents.latent], b_enc)
     return sources, readers
 
@@ -199,22 +239,3 @@ def _left(
     x, written = cut.inputs[site].detach()[0].float(), cut.leaves[site].detach()[0].float()
     fixed = constant(dictionary, x).float() * reads
     return written - fixed - decoded.float(), dictionary.b_dec.float() * reads
-
-
-def _by_position(
-    writers: Sequence[Writers], written: Sequence[Tensor], error: Tensor, bias: Tensor
-) -> list[Tensor]:
-    """The vectors of each position: latents site by site, error, bias."""
-    return [
-        torch.cat(
-            [
-                *(
-                    vectors[here.starts[pos] : here.starts[pos + 1]]
-                    for here, vectors in zip(writers, written, strict=True)
-                ),
-                error[pos : pos + 1],
-                bias[pos : pos + 1],
-            ]
-        )
-        for pos in range(len(error))
-    ]
