@@ -80,6 +80,15 @@ def as_watch(look: Watch) -> Callable[..., None]:
     return wrapped
 
 
+def as_contiguous(x: Tensor, hook: Any) -> Tensor:
+    """The last positions of a batch, cut out of all, as a tensor of their own.
+
+    On a CPU torch multiplies a slice of a batch by the weights row by row: in bfloat16 the logits
+    of 64 rows take minutes where these take a fraction of a second.
+    """
+    return x.contiguous()
+
+
 def check_hook_points(model: SplicedModel, names: Sequence[str]) -> None:
     """Refuse hook points that the model does not have; a mistyped one is a user's mistake."""
     known = model.bridge.hook_dict if names else {}

@@ -18,6 +18,7 @@ from circuits.freeze import LIVE, Freeze, freeze_hooks
 from circuits.hooks import (
     SiteHook,
     Watch,
+    as_contiguous,
     as_watch,
     check_hook_points,
     hooked,
@@ -212,6 +213,7 @@ class SplicedModel:
         table += watched
         for site, hook in hooks.items():
             table += site_hooks(self, site, hook, freeze)
+        table.append(("unembed.hook_in", as_contiguous))
         padded = _padding(ids, self.vocabulary)
         mask = {"attention_mask": (~padded).long()} if padded.any() else {}
         computed = logit_positions(output, ids.shape[1])
