@@ -26,11 +26,12 @@ import numpy as np
 from tqdm import tqdm
 
 from attribution import logit_diff
+from attribution.gradients import check_batch_size
 from circuits import Prompt, SplicedModel, UserError
 from experiments.attribution_accuracy_plot import report_figure
 from experiments.attribution_pairs import TRANSITIONS, Case, choose, joint_pairs, single_pairs
 from experiments.checks import check_prompts
-from experiments.kinds import AblationKind, patch
+from experiments.kinds import AblationKind, checked_kind
 from experiments.pooled import MetricOf, metric_of_name
 from experiments.records import record_prompts
 from experiments.results import Result
@@ -145,8 +146,9 @@ def attribution_report(
     """
     import pandas as pd
 
-    kind = kind or patch()
+    kind = checked_kind(kind)
     check_prompts(prompts)
+    check_batch_size(batch_size)
     if not all(0 < share <= 1 for share in shares):
         raise UserError(f"shares={list(shares)}; give shares of a site above 0, up to 1")
     parts = []

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from attribution import Effects, integrated_each, integrated_effects, total_effects
 from attribution.metrics import bind
@@ -21,7 +20,7 @@ from circuits import (
     SplicedModel,
     UserError,
 )
-from experiments.changes import AnyNode, changes_to
+from experiments.changes import AnyNode, by_place, changes_to, values_of
 from experiments.kinds import AblationKind
 from experiments.measure import measure
 from experiments.pooled import MetricOf, baseline
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 SINGLE, RANDOM = "single", "single random"
-TRANSITIONS = ("on -> on", "on -> off", "off -> on")
+ON_ON, ON_OFF, OFF_ON = TRANSITIONS = ("on -> on", "on -> off", "off -> on")
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +146,7 @@ def single_pairs(
         "node": [str(node) for node in nodes],
         "site_kind": [node.site.kind for node in nodes],
         "error": np.array([isinstance(node, ErrorNode) for node in nodes], dtype=bool),
-        "transition": [_transition(case, node) for node in nodes],
+        "transition": transitions(case, nodes),
         "measured": case.measure([[i] for i in numbers], **how),
     }
     return pd.concat(
@@ -183,10 +182,11 @@ def joint_pairs(
     )
 
 
-def _transition(case: Case, node: AnyNode) -> str:
-    if isinstance(node, ErrorNode):
-        return ""
-    before, after = (bool(torch.any(r.value(node) != 0)) for r in (case.clean, case.reference))
-    return {(True, True): TRANSITIONS[0], (True, False): TRANSITIONS[1]}.get(
-        (before, after), TRANSITIONS[2]
-    )
+def transitions(case: Case, nodes: Sequence[AnyNode]) -> list[str]:
+    """What an ablation makes of each latent, one of `TRANSITIONS`; of an error nothing, ""."""
+    told: dict[AnyNode, str] = dict.fromkeys(nodes, "")
+    for latents in by_place([node for node in nodes if isinstance(node, LatentNode)]):
+        was, becomes = (values_of(r, latents) != 0 for r in (case.clean, case.reference))
+        for node, before, after in zip(latents, was.tolist(), becomes.tolist(), strict=True):
+            told[node] = ON_ON if before and after else ON_OFF if before else OFF_ON
+    return [told[node] for node in nodes]

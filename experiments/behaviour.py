@@ -16,7 +16,7 @@ import numpy as np
 
 from attribution.metrics import bind
 from circuits import Prompt, SplicedModel
-from experiments.circuit_question import SMALLEST_GAP
+from experiments.circuit_question import SMALLEST_GAP, enough
 from experiments.pooled import MetricOf
 from experiments.statistics import cluster_interval, ratio_interval
 
@@ -74,7 +74,7 @@ class Behaviour:
     def _too_little(self, clusters: Array, **draws: Any) -> list[str]:
         """The sentence that says why shares would divide by next to nothing, if they would."""
         mean, clean = self.at_stake.mean(), self.clean.mean()
-        if abs(mean) <= SMALLEST_GAP * abs(clean):
+        if not enough(mean, clean):
             return [
                 f"share is missing: {self.name} is {mean:.3g}, less than {SMALLEST_GAP:.0%} of "
                 f"the metric on clean prompts, {clean:.3g}"

@@ -25,7 +25,7 @@ def changes_to(
     """
     nodes = list(dict.fromkeys(node for group in groups for node in group))
     changes: dict[AnyNode, Intervention] = {}
-    for some in _by_place(nodes):
+    for some in by_place(nodes):
         before, after = values_of(clean, some), values_of(reference, some)
         changed = (before.float() != after.float()).view(len(some), -1).any(1).tolist()
         # an activation is a plain number: on a GPU each tensor would be waited for alone
@@ -75,7 +75,7 @@ def latents_at(trace: SiteTrace, pos: Tensor, latent: Tensor) -> Tensor:
     return torch.where(known, trace.acts[order[place]], 0)
 
 
-def _by_place(nodes: Sequence[AnyNode]) -> Iterator[list[AnyNode]]:
+def by_place(nodes: Sequence[AnyNode]) -> Iterator[list[AnyNode]]:
     """The latents of each site, and its errors, together."""
     places: dict[tuple, list[AnyNode]] = {}
     for node in nodes:

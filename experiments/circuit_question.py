@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from attribution import Metric, Targets
 from attribution.metrics import Score, metric_name
 from circuits import ErrorNode, LatentNode, Prompt, Reference, SplicedModel, UserError
-from experiments.checks import one_prompt
+from experiments.checks import check_prompts, one_prompt
 from experiments.circuit_cases import CircuitCases
 from experiments.circuit_runs import ERRORS
-from experiments.kinds import AblationKind, patch, zero
+from experiments.kinds import AblationKind, checked_kind, zero
 from experiments.node_codes import Codes
 from experiments.pooled import MetricOf, metric_of_name
 from experiments.rankings import check_on_one, check_sites, ranked_on_many, ranked_on_one
@@ -24,7 +24,7 @@ from experiments.spans import SpanNode, Spans, aligned
 from graphs import AttributionGraph
 
 SMALLEST_GAP = 0.1
-"""Of |m(M)|: below it, F divides by next to nothing."""
+"""Of |m(M)|: what is at stake is more, or shares of it would divide by next to nothing."""
 
 MATCHED = ("site", "span")
 """What random nodes have in common with those of a circuit: the site, or the site and span."""
@@ -80,11 +80,12 @@ class CircuitQuestion:
             asked = [prompts]
             spans = aligned(model, asked)
             ranked = ranked_on_one(model.words(ids[0]), model.reads(ids)[0], nodes, errors)
-            kind, name = _kind(reference) or zero(), metric_name(given)
+            kind, name = _kind(reference), metric_name(given)
 
             def metric_of(prompt: Any) -> Any:
                 return given
         else:
+            check_prompts(prompts, texts=True)
             asked = prompts
             spans = spans or aligned(model, asked)
             ranked = ranked_on_many(nodes, spans, errors)
@@ -93,7 +94,8 @@ class CircuitQuestion:
                     f"the reference {reference.name} is of one prompt; for several give a kind of "
                     "ablation, such as patch()"
                 )
-            kind, name, metric_of = reference or patch(), metric_of_name(given), given
+            kind, name = checked_kind(reference, name="reference"), metric_of_name(given)
+            metric_of = given
         check_sites(model, ranked)
         cases = CircuitCases.of(
             model, asked, spans, metric_of, kind, errors=errors, downstream=downstream
@@ -172,12 +174,20 @@ class Gains:
     @property
     def usable(self) -> NDArray[np.bool_]:
         """Prompts where enough is at stake for an F of their own, `[n_prompts]`."""
-        return np.abs(self.gap) > SMALLEST_GAP * np.abs(self.full)
+        return enough(self.gap, self.full)
 
     @property
     def faithfulness(self) -> Array:
         """F of each circuit, a ratio of means over prompts, `[n_circuits]`."""
         return self.circuits.mean(1) / self.gap.mean()
+
+
+def enough(at_stake: Array | float, whole: Array | float) -> NDArray[np.bool_]:
+    """Whether what is at stake is more than next to nothing beside the whole metric, elementwise.
+
+    Where it is not, shares of it are not told. A NaN is not enough.
+    """
+    return np.abs(at_stake) > SMALLEST_GAP * np.abs(whole)
 
 
 def check_gap(full: Array, empty: Array, reference: str) -> None:
@@ -192,7 +202,7 @@ def check_gap(full: Array, empty: Array, reference: str) -> None:
         UserError: the mean metric hardly changes when everything is ablated.
     """
     m, rest = full.mean(), empty.mean()
-    if abs(m - rest) <= SMALLEST_GAP * abs(m):
+    if not enough(m - rest, m):
         raise UserError(
             f"the metric is {m:.3g} and still {rest:.3g} with every latent set to {reference}, "
             f"less than {SMALLEST_GAP:.0%} of change, so faithfulness would divide by next to "
@@ -200,11 +210,11 @@ def check_gap(full: Array, empty: Array, reference: str) -> None:
         )
 
 
-def _kind(reference: Reference | AblationKind | None) -> AblationKind | None:
-    """A reference of one prompt, as a kind of ablation of that prompt."""
+def _kind(reference: Reference | AblationKind | None) -> AblationKind:
+    """A reference of one prompt, as a kind of ablation of that prompt; zero by default."""
     if isinstance(reference, Reference):
         return AblationKind(reference.name, lambda model, prompt: (reference,))
-    return reference
+    return checked_kind(zero() if reference is None else reference, name="reference")
 
 
 def _check(downstream: str, errors: str) -> None:

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from attribution import logit_diff
 from circuits import Prompt, SplicedModel, UserError
+from experiments.checks import check_prompts
 from experiments.faithfulness import faithfulness_curve
-from experiments.kinds import AblationKind, patch
+from experiments.kinds import AblationKind, checked_kind
 from experiments.pooled import MetricOf, metric_of_name
 from experiments.rankings import Ranking
 from experiments.records import record_prompts
@@ -184,10 +185,12 @@ def cross_task(
     """
     import pandas as pd
 
-    kind = kind or patch()
+    kind = checked_kind(kind)
     tasks = tuple(rankings)
     if set(tasks) != set(prompts):
         raise UserError(f"rankings of {sorted(tasks)} and prompts of {sorted(prompts)}; give both")
+    for each in prompts.values():
+        check_prompts(each)
     if any(node.span != ALL for ranking in rankings.values() for node in ranking):
         raise UserError(
             "nodes of named or aligned spans mean nothing in another task; rank with "

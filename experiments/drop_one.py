@@ -25,6 +25,7 @@ are necessary for what their circuit does: where F(C) is next to nothing, so are
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -36,6 +37,7 @@ from circuits import Reference, SplicedModel, UserError
 from experiments.circuit_question import AnyMetric, AnyNodes, AnyPrompts, CircuitQuestion, Gains
 from experiments.drop_one_plot import minimality_figure
 from experiments.kinds import AblationKind
+from experiments.level import LEVEL
 from experiments.node_codes import Codes
 from experiments.pooled import pairs_of
 from experiments.results import Result
@@ -45,9 +47,6 @@ from experiments.statistics import benjamini_hochberg, ratio_interval
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
-
-LEVEL = 0.05
-"""Of both tests, after correction."""
 
 QUANTILE = 0.9
 """Of random nodes' drops: where a node's is surely below it, the circuit does not need it."""
@@ -278,5 +277,8 @@ def _sizes(changes: Array) -> Array:
 def _check(size: int | None, n_inflations: int) -> None:
     if size is not None and size < 1:
         raise UserError(f"size={size}; a circuit has at least one node")
-    if n_inflations < 20:
-        raise UserError(f"n_inflations={n_inflations}; no p could be below 0.05: give 20 or more")
+    least = ceil(1 / LEVEL)
+    if n_inflations < least:
+        raise UserError(
+            f"n_inflations={n_inflations}; no p could be below {LEVEL}: give {least} or more"
+        )

@@ -51,7 +51,7 @@ def check_dictionaries(
     Raises:
         UserError: no texts, or one that is empty, too long or has words the model does not know.
     """
-    check_batch_size(batch_size)
+    check_batch_size(batch_size, automatic=False)
     advice = "" if texts is not None else "; give texts of its own (--text)"
     texts = default_texts(model) if texts is None else _as_list(texts)
     batches = _batches(model, texts, batch_size, advice)

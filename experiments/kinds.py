@@ -107,8 +107,11 @@ def set_value(value: float) -> AblationKind:
     return AblationKind(f"set to {value:g}", references)
 
 
-def checked_kind(kind: AblationKind | None) -> AblationKind:
+def checked_kind(kind: AblationKind | None, *, name: str = "kind") -> AblationKind:
     """`kind`, or `patch()` for None.
+
+    Args:
+        name: Of the argument, for the message.
 
     Raises:
         UserError: something else, such as the name of a kind.
@@ -117,7 +120,7 @@ def checked_kind(kind: AblationKind | None) -> AblationKind:
         return patch()
     if not isinstance(kind, AblationKind):
         raise UserError(
-            f"kind={kind!r} is no kind of ablation; give patch(), mean_of(prompts), "
+            f"{name}={kind!r} is no kind of ablation; give patch(), mean_of(prompts), "
             "resample(prompts), zero() or set_value(2.5)"
         )
     return kind

@@ -11,8 +11,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from attribution import logit_diff
+from attribution.gradients import check_batch_size
 from circuits import Prompt, SplicedModel, UserError
-from experiments.kinds import AblationKind
+from experiments.checks import check_prompts, tested_nodes
+from experiments.kinds import AblationKind, checked_kind
+from experiments.level import LEVEL
 from experiments.pooled import MetricOf, measured_by_kind, metric_of_name, pairs_of
 from experiments.records import record_prompts
 from experiments.results import Result
@@ -140,7 +143,7 @@ def compare_kinds(
     Args:
         model: The spliced model.
         prompts: The prompts.
-        nodes: For example `ablation_table(...).nodes`.
+        nodes: For example `ablation_table(...).nodes`; each counts once.
         metric: From a prompt to its metric.
         kinds: At least two, such as `[patch(), mean_of(others), resample(others), zero()]`.
         spans: As in `ablation_table`.
@@ -149,11 +152,15 @@ def compare_kinds(
         batch_size, memory: Of one pass of ablations.
 
     Raises:
-        UserError: fewer than two kinds, two of one name, or no nodes.
+        UserError: no prompts, fewer than two kinds, two of one name, or no nodes at spans.
     """
+    check_prompts(prompts)
+    check_batch_size(batch_size)
+    kinds = [checked_kind(kind) for kind in kinds]
     names = [kind.name for kind in kinds]
     if len(names) < 2 or len(set(names)) < len(names):
         raise UserError(f"kinds {names}; give two or more, each once")
+    nodes = tested_nodes(nodes, errors=True)
     if not nodes:
         raise UserError("no latents to compare kinds of ablation on; give at least one")
     spans = spans or aligned(model, prompts)
@@ -166,7 +173,7 @@ def compare_kinds(
     conventions = {"metric": metric_of_name(metric), "downstream": downstream}
     settings = {**conventions, "kinds": names, "spans": list(spans.names), **draws}
     return KindsCompared(
-        nodes=tuple(nodes),
+        nodes=nodes,
         kinds=tuple(names),
         means=np.stack([effect.mean(0) for effect in effects.values()]),
         table=_table(nodes, effects, pairs_of(prompts), seed=seed, **draws),
@@ -199,7 +206,7 @@ def _table(
         }
     table = pd.DataFrame({"node": [str(node) for node in nodes], **columns})
     flips = [_flips(table, *pair) for pair in combinations(effects, 2)]
-    significant = np.stack([columns[f"{name}_q"] <= 0.05 for name in effects]).all(0)
+    significant = np.stack([columns[f"{name}_q"] <= LEVEL for name in effects]).all(0)
     signs = np.sign(np.stack([columns[name] for name in effects]))
     one_sign = np.abs(signs.sum(0)) == len(effects)
     return table.assign(sign_flips=np.sum(flips, axis=0), survives=significant & one_sign)

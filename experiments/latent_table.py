@@ -22,11 +22,11 @@ from scipy import sparse
 
 from attribution import integrated_effects, logit_diff
 from attribution.effects import total_effects
+from attribution.gradients import check_batch_size
 from circuits import Prompt, SplicedModel, UserError
 from experiments.behaviour import Behaviour
-from experiments.checks import check_prompts
-from experiments.datasets.pairs import shared_texts
-from experiments.kinds import AblationKind, patch
+from experiments.checks import check_apart, check_prompts, tested_nodes
+from experiments.kinds import AblationKind
 from experiments.latent_controls import Controls
 from experiments.latent_table_result import AblationTable
 from experiments.pooled import (
@@ -79,7 +79,7 @@ def ablation_table(
         spans: Which positions of each prompt belong together; by default each position is a span of
             its own, for prompts of one length.
         heldout_spans: Those of the held-out prompts, with the same names.
-        nodes: The latents to test; by default they are screened.
+        nodes: The latents to test, of which each counts once; by default they are screened.
         max_latents: How many are screened; None tests all that anything is attributed to.
         kind: What latents are set to; `patch()` by default.
         downstream: What errors downstream do, in attribution and in ablation: `recompute` or
@@ -91,11 +91,13 @@ def ablation_table(
 
     Raises:
         UserError: no prompts, prompts of several lengths without spans, held-out prompts that are
-            among the prompts, or what `measure` refuses.
+            among the prompts, nodes that are no latents at spans, or what `measure` refuses.
     """
-    _check(prompts, heldout)
+    _check(prompts, heldout, max_latents)
+    check_batch_size(batch_size)
+    nodes = None if nodes is None else tested_nodes(nodes, errors=False)
     spans = spans or aligned(model, prompts)
-    kind = traced_once(kind or patch())  # three passes ask for each prompt's references
+    kind = traced_once(kind)  # three passes ask for each prompt's references
     question = _Question(model, metric, kind, downstream, batch_size, memory)
     draws = {"n_bootstrap": n_bootstrap, "n_permutations": n_permutations, "seed": seed}
     screened = _screened(question, prompts, spans, nodes, max_latents)
@@ -270,12 +272,8 @@ def _mean_of(values: sparse.csr_array, at: Array) -> Array:
     return np.where(at < 0, 0.0, np.asarray(values.mean(0))[at])
 
 
-def _check(prompts: Sequence[Prompt], heldout: Sequence[Prompt]) -> None:
+def _check(prompts: Sequence[Prompt], heldout: Sequence[Prompt], max_latents: int | None) -> None:
     check_prompts(prompts)
-    shared = shared_texts(prompts, heldout)
-    if shared:
-        raise UserError(
-            f"{len(shared)} of the held-out prompts are among the prompts, as they are or with "
-            f"clean and corrupted exchanged, the first is {min(shared)!r}; hold out other prompts "
-            "(datasets.without_overlap)"
-        )
+    check_apart(prompts, heldout, "held-out")
+    if max_latents is not None and (not isinstance(max_latents, int) or max_latents < 1):
+        raise UserError(f"max_latents={max_latents!r}; give at least 1, or None to test all")

@@ -18,6 +18,7 @@ from scipy import sparse
 from tqdm import tqdm
 
 from attribution.effects import Effects, total_effects
+from attribution.gradients import check_batch_size
 from attribution.metrics import Metric, Score, Targets, bind
 from circuits import Intervention, Prompt, Reference, SplicedModel
 from circuits.reference import average
@@ -160,6 +161,7 @@ def measured_by_kind(
     memory: str | int | None = None,
 ) -> list[MeasuredEffects]:
     """As `measured_effects`, by each of `kinds`; a prompt's clean values are computed once."""
+    check_batch_size(batch_size)
     shape = len(kinds), len(prompts), len(nodes)
     effect, variance = np.zeros(shape), np.full(shape, np.nan)
     clean = np.zeros(len(prompts))
@@ -210,7 +212,13 @@ def metric_of_name(metric: MetricOf) -> str:
 
 
 def pairs_of(prompts: Sequence[str | Prompt]) -> Array:
-    """A number for each prompt, the same for prompts made of the same two texts, `[n]`."""
+    """A number for each prompt, the same for prompts made of the same two texts, `[n]`.
+
+    A pair and its reverse are one witness. Pairs with *one* text in common count as two, though
+    what is particular to that text is in both: draws of a task may be joined into one group by such
+    texts, which would leave nothing to resample. Where many pairs share a text, intervals are too
+    narrow and p too small; give pairs of which no two do.
+    """
     keys = [frozenset((p.text, p.corrupted) if isinstance(p, Prompt) else (p,)) for p in prompts]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return np.array([numbers[key] for key in keys])

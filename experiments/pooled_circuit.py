@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from attribution import logit_diff, total_effects
-from circuits import Prompt, SplicedModel, UserError
-from experiments.datasets.pairs import without_overlap
-from experiments.kinds import AblationKind, patch
+from attribution.gradients import check_batch_size
+from circuits import Prompt, SplicedModel
+from experiments.checks import check_apart, check_prompts
+from experiments.kinds import AblationKind
 from experiments.pooled import (
     Estimator,
     MetricOf,
@@ -149,8 +150,10 @@ def dataset_circuit(
     Raises:
         UserError: train and test overlap, fewer than k nodes, or what the parts refuse.
     """
-    kind = traced_once(kind or patch())
-    _check_overlap(prompts, test)
+    check_prompts(prompts)
+    check_apart(prompts, test, "test")
+    check_batch_size(batch_size)
+    kind = traced_once(kind)
     spans = spans or aligned(model, prompts)
     how = {"kind": kind, "estimator": estimator, "downstream": downstream}
     draws = {"n_bootstrap": n_bootstrap, "seed": seed}
@@ -238,17 +241,3 @@ def _jaccard(there: PooledEffects, nodes: Sequence[SpanNode], errors: bool) -> f
 def _competing(pooled: PooledEffects, errors: bool) -> Array:
     """Columns of latents, and with `errors` those of errors too."""
     return np.flatnonzero([errors or node.latent is not None for node in pooled.nodes])
-
-
-def _check_overlap(prompts: Sequence[Prompt], test: Sequence[Prompt]) -> None:
-    shared = {
-        reason: set(texts)
-        for reason, texts in without_overlap(prompts, list(test)).left_out.items()
-    }
-    if shared:
-        ways = [f"{len(texts)} as {how} ({min(texts)!r})" for how, texts in shared.items()]
-        raise UserError(
-            f"{sum(map(len, shared.values()))} of {len({p.text for p in test})} test texts are "
-            f"among the prompts, {' and '.join(ways)}; a circuit is tested on others: "
-            "datasets.without_overlap(prompts, test)"
-        )

@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.level import LEVEL
 from experiments.statistics import benjamini_hochberg, cluster_interval, sign_flip_p
-
-LEVEL = 0.05
-"""Of q: what is confirmed."""
 
 Array = np.ndarray
 

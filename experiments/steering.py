@@ -86,7 +86,7 @@ def steer(
     doses = checked_numbers(doses, "a dose of")
     _check(prompts, nodes, mode, doses, spans, n_random)
     check_convention(downstream)
-    check_batch_size(batch_size)
+    check_batch_size(batch_size, automatic=False)
     texts = _neutral_texts(model, neutral, seed)
     plan = SteeringPlan(
         nodes=nodes,
@@ -190,7 +190,7 @@ def _check(
     spans: Spans | None,
     n_random: int,
 ) -> None:
-    check_prompts(prompts)
+    check_prompts(prompts, texts=True)
     check_mode(mode)
     if mode == "set":
         _check_one_value(nodes)

@@ -13,11 +13,15 @@ KEPT = 2**30
 Gemma 2 2B with every site spliced."""
 
 
-def traced_once(kind: AblationKind, *, memory: str | int = KEPT) -> AblationKind:
+def traced_once(kind: AblationKind | None, *, memory: str | int = KEPT) -> AblationKind:
     """The same kind; each prompt's references are made once and kept as far as `memory` goes.
 
     Studies attribute on every prompt before they choose what to ablate on it, and each part asks
     for the references. Those that do not fit are made again every time: the values are the same.
+
+    Args:
+        kind: `patch()` for None.
+        memory: Bytes, or an amount such as `"2GB"`.
 
     Raises:
         UserError: no kind of ablation, or no amount of memory.

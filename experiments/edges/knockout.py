@@ -45,7 +45,7 @@ from experiments.edges.choice import (
 )
 from experiments.edges.held import Held, same_reference
 from experiments.edges.runs import MEASURED, Knockout, measure_targets
-from experiments.kinds import AblationKind, zero
+from experiments.kinds import AblationKind, checked_kind, zero
 from experiments.results import Result
 from experiments.statistics import agreement
 from graphs import AttributionGraph
@@ -192,8 +192,8 @@ def edge_knockout(
     for name, number in {"top": top, "n_random": n_random}.items():
         if not isinstance(number, int) or number < 0:
             raise UserError(f"{name}={number!r}; give a number of edges, 0 or more")
-    check_batch_size(batch_size)
-    ids, kind = one_prompt(model, prompt), kind or zero()
+    check_batch_size(batch_size, automatic=False)
+    ids, kind = one_prompt(model, prompt), checked_kind(zero() if kind is None else kind)
     check_graph_of(model, ids, metric, graph)
     chosen = choose_edges(graph, edges, top, n_random, seed)
     references = kind.references(model, prompt)

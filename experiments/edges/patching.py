@@ -166,7 +166,7 @@ def path_patch(
     """
     if downstream not in DOWNSTREAM:
         raise UserError(f"downstream={downstream!r}; choose {', '.join(DOWNSTREAM)}")
-    check_batch_size(batch_size)
+    check_batch_size(batch_size, automatic=False)
     ids, kind = one_prompt(model, prompt), checked_kind(kind)
     if graph is not None:
         check_graph(graph)

@@ -21,6 +21,7 @@ from circuits import (
 )
 from circuits.interventions import edits
 from experiments.attribution_accuracy import attribution_report
+from experiments.attribution_pairs import Case, transitions
 from experiments.kinds import patch, zero
 from experiments.pooled import baseline
 from experiments.statistics import agreement
@@ -228,3 +229,21 @@ def test_shares_that_are_nearly_alike_are_questions_of_their_own(model):
 def test_there_are_no_fewer_than_no_nodes(model):
     with pytest.raises(UserError, match="n_nodes=3, n_errors=-1; give 0 or more of each"):
         attribution_report(model, PROMPTS, n_nodes=3, n_errors=-1, n_points=2)
+
+
+@pytest.mark.parametrize("kind", [patch(), zero()], ids=str)
+def test_transitions_are_those_of_values_looked_up_one_by_one(model, kind, monkeypatch):
+    """Here by a pass over the sites, whatever the number of nodes."""
+    case = Case.of(model, PROMPTS[0], logit_diff, kind, "recompute", 2)
+    changed = [bool(row) for row in case.changes([[i] for i in range(len(case.nodes))])]
+    nodes = [node for node, change in zip(case.nodes, changed, strict=True) if change][::-1]
+    names = {(True, True): "on -> on", (True, False): "on -> off", (False, True): "off -> on"}
+    expected = [
+        names[bool(case.clean.value(node) != 0), bool(case.reference.value(node) != 0)]
+        if isinstance(node, LatentNode)
+        else ""
+        for node in nodes
+    ]
+    assert len(set(expected)) == (4 if kind.name == "patch" else 2)
+    monkeypatch.setattr(Reference, "value", lambda *_: pytest.fail("looked up alone"))
+    assert transitions(case, nodes) == expected

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from attribution import logit
-from circuits import Prompt
+from circuits import Prompt, UserError
 from experiments.behaviour import Behaviour
+from experiments.circuit_question import Gains, check_gap, enough
 from experiments.latent_table import ablation_table
 from tests.experiments.test_pooled import PROMPTS
 
@@ -65,6 +66,25 @@ def test_nothing_is_a_share_of_next_to_nothing(at_stake, clean, says):
         assert note.startswith("share is missing: clean - corrupted ")
         assert says in note
         assert all(np.isnan(column).all() for column in shares.values())
+
+
+@pytest.mark.parametrize("whole", [10.0, -10.0, 0.0, np.nan])
+@pytest.mark.parametrize("gap", [0.99, -0.99, 1.0, 1.01, -1.01, 0.0, np.nan])
+def test_shares_and_circuits_ask_for_the_same_behaviour(gap, whole):
+    """More than a tenth of the metric: for a share, for F, and for the F of one prompt."""
+    says = abs(gap) > 1 or (whole == 0 and abs(gap) > 0)
+    says = says and not np.isnan(whole)
+    assert bool(enough(gap, whole)) == says
+    full, clean = np.full(3, whole), np.full(3, whole)
+    _, notes = behaviour([gap] * 3, clean).shares(np.ones((3, 1)), np.arange(3), **DRAWS)
+    assert (notes == []) == says
+    gains = Gains(full, full - gap, np.zeros((1, 3)))
+    assert gains.usable.tolist() == [says] * 3
+    if says:
+        check_gap(full, full - gap, "zero")
+    else:
+        with pytest.raises(UserError, match="less than 10% of change"):
+            check_gap(full, full - gap, "zero")
 
 
 def test_the_table_says_why_a_share_is_missing(model):

@@ -90,7 +90,7 @@ def test_every_form_names_the_conventions(table, tmp_path):
 
 
 def test_held_out_prompts_are_other_prompts(model):
-    with pytest.raises(UserError, match="1 of the held-out prompts are among the prompts"):
+    with pytest.raises(UserError, match="1 of 1 held-out texts are among the prompts"):
         ablation_table(model, PROMPTS, heldout=PROMPTS[:1])
     with pytest.raises(UserError, match="at least one"):
         ablation_table(model, [])

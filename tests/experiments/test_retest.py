@@ -6,8 +6,13 @@ import json
 import numpy as np
 import pytest
 
+import experiments.retest as retested
+from circuits import Site
+from experiments import drop_one, kinds_compared
 from experiments.latent_table import ablation_table
+from experiments.level import LEVEL
 from experiments.retest import out_of_reach, retest
+from experiments.spans import SpanNode
 from tests.experiments.test_pooled import PROMPTS, pair
 
 DRAWS: dict[str, int] = {"n_permutations": 1024, "n_bootstrap": 100, "seed": 0}
@@ -92,3 +97,21 @@ def test_what_cannot_be_told_is_missing_in_every_file(model, tmp_path):
     assert "confirmed" not in few.text().splitlines()[0]
     assert enough.frame()["confirmed"].dtype == bool
     assert not any("confirmed" in note for note in enough.notes)
+
+
+def test_all_studies_judge_at_one_level(monkeypatch):
+    """What is confirmed, survives and is necessary; by a level that no p reaches nothing is."""
+    sure = np.ones((12, 1))
+    pairs = np.arange(12)
+    judgements = {
+        retested: lambda: retest(sure, sure[0], pairs, **DRAWS)[0]["confirmed"],
+        drop_one: lambda: drop_one.verdicts(np.ones(1), np.zeros(99))["verdict"] == "necessary",
+        kinds_compared: lambda: kinds_compared._table(
+            [SpanNode(Site(0, "mlp"), 1, "2")], {"patch": sure, "zero": sure}, pairs, **DRAWS
+        )["survives"],
+    }
+    for study, judge in judgements.items():
+        assert study.LEVEL == LEVEL
+        assert list(judge()) == [True]
+        monkeypatch.setattr(study, "LEVEL", 1e-9)
+        assert not any(judge())
