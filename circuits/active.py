@@ -42,6 +42,16 @@ class Active:
         pos, latent = acts.nonzero(as_tuple=True)
         return cls(pos, latent, acts[pos, latent])
 
+    def at(self, pos: Tensor, latent: Tensor, d_sae: int) -> Tensor:
+        """The activations of latents `[n]` at positions `[n]`, `[n]`; 0 for those that are off."""
+        if not len(self.acts):
+            return self.acts.new_zeros(len(pos))
+        keys, order = (self.pos * d_sae + self.latent).sort()
+        wanted = pos * d_sae + latent
+        place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+        known = (keys[place] == wanted) & (latent < d_sae)
+        return torch.where(known, self.acts[order[place]], 0)
+
     def none(self) -> "Active":
         """No latents, on the same device and in the same dtype."""
         return Active(self.pos[:0], self.latent[:0], self.acts[:0])

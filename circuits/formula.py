@@ -24,6 +24,7 @@ from torch import Tensor
 from circuits.active import Active, find_active, reconstruct, write_active, write_later
 from circuits.cross_layer import Carried
 from circuits.dictionaries import Dictionary
+from circuits.errors import UserError
 from circuits.hooks import SiteHook
 from circuits.interventions import Edit
 from circuits.sites import Site
@@ -31,11 +32,21 @@ from circuits.sites import Site
 DOWNSTREAM = ("recompute", "freeze", "drop")
 """What errors do when something upstream has changed: follow, keep their clean values, or go."""
 
-Keep = Callable[[Tensor], Tensor]
+ErrorRule = Callable[[Tensor], Tensor]
 """From the error that a pass arrives with to the one it goes on with, `error*`."""
 
 
-def keep_errors(downstream: str, reads: Tensor, clean: Tensor | None = None) -> Keep:
+def check_downstream(downstream: str) -> None:
+    """Refuse a word that is no convention.
+
+    Raises:
+        UserError: it is none.
+    """
+    if downstream not in DOWNSTREAM:
+        raise UserError(f"downstream={downstream!r}; choose {', '.join(DOWNSTREAM)}")
+
+
+def error_rule(downstream: str, reads: Tensor, clean: Tensor | None = None) -> ErrorRule:
     """What a convention does to the error at a site.
 
     Args:
@@ -58,38 +69,25 @@ class Formula:
         self._dictionaries = dictionaries
         self._decoded, self._changes = Carried(), Carried()
 
-    def at(self, site: Site, reads: Tensor, keep: Keep, edit: Edit | None = None) -> SiteHook:
+    def at(self, site: Site, reads: Tensor, rule: ErrorRule, edit: Edit | None = None) -> SiteHook:
         """The hook that carries it out at `site`, which reads at `reads [batch, pos]`."""
 
         def hook(read: Tensor, written: Tensor) -> Tensor:
-            of_errors, of_edit = self.changes(site, reads, keep, edit, read, written)
-            return written + (of_errors + of_edit).to(written.dtype)
+            dictionary = self._dictionaries[site]  # only now: few are in memory at a time
+            active, own = read_active(dictionary, read, reads)
+            error = written - self._decoded.up(site, own, _later(dictionary, active, own))
+            kept = rule(error)
+            changed, new_error = active.none(), kept
+            if edit is not None:
+                acts = dense(active, dictionary.d_sae, read)
+                new_acts, new_error = edit(acts, kept)
+                changed = Active.of((new_acts - acts).flatten(0, 1))
+            own, _ = write_active(dictionary.W_dec, changed, read.shape[0] * read.shape[1])
+            own = own.view_as(error)
+            change = self._changes.up(site, own, _later(dictionary, changed, own))
+            return written + ((kept - error) + change + (new_error - kept)).to(written.dtype)
 
         return hook
-
-    def changes(
-        self,
-        site: Site,
-        reads: Tensor,
-        keep: Keep,
-        edit: Edit | None,
-        read: Tensor,
-        written: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """What the convention and what edits add to `written`, `[batch, pos, d_out]` each."""
-        dictionary = self._dictionaries[site]  # only now: few of them are in memory at a time
-        active, own = read_active(dictionary, read, reads)
-        error = written - self._decoded.up(site, own, _later(dictionary, active, own))
-        kept = keep(error)
-        changed, new_error = active.none(), kept
-        if edit is not None:
-            acts = dense(active, dictionary.d_sae, read)
-            new_acts, new_error = edit(acts, kept)
-            changed = Active.of((new_acts - acts).flatten(0, 1))
-        own, _ = write_active(dictionary.W_dec, changed, read.shape[0] * read.shape[1])
-        own = own.view_as(error)
-        change = self._changes.up(site, own, _later(dictionary, changed, own))
-        return kept - error, change + (new_error - kept)
 
 
 def read_each(

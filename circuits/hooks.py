@@ -132,6 +132,27 @@ def attention_cache(bridge: Any, cache: Any):
         yield
 
 
+@contextmanager
+def watched_layers(bridge: Any, enter: Callable[[Tensor, dict[str, Any]], None], leave: Watch):
+    """Passes inside show what enters each layer and how it is called, and what leaves the last."""
+
+    def entered(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        enter(args[0], without_cache(kwargs))
+
+    with ExitStack() as stack:
+        for block in bridge.blocks:
+            handle = block.register_forward_pre_hook(entered, with_kwargs=True)
+            stack.callback(handle.remove)
+        handle = bridge.ln_final.register_forward_pre_hook(lambda module, args: leave(args[0]))
+        stack.callback(handle.remove)
+        yield
+
+
+def has_hooks(bridge: Any) -> bool:
+    """Whether somebody else has put hooks into the model."""
+    return any(point.fwd_hooks for point in bridge.hook_dict.values())
+
+
 def without_cache(keywords: Mapping[str, Any]) -> dict[str, Any]:
     """What a layer is called with, without Hugging Face's own cache."""
     return {name: x for name, x in keywords.items() if name not in ("past_key_values", "cache")}

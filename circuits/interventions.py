@@ -179,22 +179,22 @@ def edit_at(places: Sequence[tuple[int, int]], interventions: Sequence[Intervent
         places: Row and position of each in the tensors that are changed.
     """
     both = list(zip(places, interventions, strict=True))
-    on_latents = [(at, i, i.node.latent) for at, i in both if isinstance(i.node, LatentNode)]
-    on_errors = [(at, i) for at, i in both if isinstance(i.node, ErrorNode)]
+    latents = [((*at, i.node.latent), i) for at, i in both if isinstance(i.node, LatentNode)]
+    errors = [(at, i) for at, i in both if isinstance(i.node, ErrorNode)]
 
-    def edit(acts: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-        if on_latents:
-            index = [(*at, latent) for at, _, latent in on_latents]
-            index = tuple(torch.tensor(index, device=acts.device).T)
-            scales = acts.new_tensor([i.scale for _, i, _ in on_latents])
-            shifts = acts.new_tensor([float(i.shift) for _, i, _ in on_latents])
-            acts = acts.index_put(index, scales * acts[index] + shifts)
-        if on_errors:
-            index = tuple(torch.tensor([at for at, _ in on_errors], device=error.device).T)
-            scales = error.new_tensor([i.scale for _, i in on_errors])[:, None]
-            shifts = [torch.as_tensor(i.shift).to(error) for _, i in on_errors]
-            shifts = torch.stack([shift.expand(error.shape[-1]) for shift in shifts])
-            error = error.index_put(index, scales * error[index] + shifts)
-        return acts, error
+    def changed(values: Tensor, of: Sequence[tuple[tuple[int, ...], Intervention]]) -> Tensor:
+        if not of:
+            return values
+        index = tuple(torch.tensor([at for at, _ in of], device=values.device).T)
+        return values.index_put(index, new_values(values[index], [i for _, i in of]))
 
-    return edit
+    return lambda acts, error: (changed(acts, latents), changed(error, errors))
+
+
+def new_values(values: Tensor, interventions: Sequence[Intervention]) -> Tensor:
+    """What interventions make of activations `[n]` or errors `[n, d_out]`, one of each."""
+    scales = values.new_tensor([i.scale for i in interventions])
+    if values.ndim == 1:
+        return scales * values + values.new_tensor([float(i.shift) for i in interventions])
+    shifts = [torch.as_tensor(i.shift).to(values).expand(values.shape[1]) for i in interventions]
+    return scales[:, None] * values + torch.stack(shifts)

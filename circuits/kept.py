@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from circuits.formula import Formula, Keep, keep_errors
-from circuits.hooks import SiteHook, attention_cache, without_cache
+from circuits.formula import ErrorRule, Formula, check_downstream, error_rule
+from circuits.hooks import SiteHook, attention_cache, watched_layers
 from circuits.outputs import Output
 from circuits.sites import Site
 
@@ -55,10 +54,10 @@ class Kept:
     def n_pos(self) -> int:
         return self.ids.shape[1]
 
-    def keep_errors(self, site: Site, positions: Tensor) -> Keep:
+    def error_rule(self, site: Site, positions: Tensor) -> ErrorRule:
         """What the convention does to the error of `site` at `positions [n]`, a row of one."""
         clean = self.errors[site][:, positions] if site in self.errors else None
-        return keep_errors(self.downstream, self.reads[:, positions], clean)
+        return error_rule(self.downstream, self.reads[:, positions], clean)
 
 
 @torch.no_grad()
@@ -68,43 +67,41 @@ def keep(
     """Run `ids [1, pos]` once, and keep what passes that edit `sites` will need.
 
     Args:
-        downstream: `recompute`, `freeze` or `drop`; see `SplicedModel.run`.
+        downstream: What errors do: see `SplicedModel.run`.
         output: What is wanted of this pass itself.
+
+    Raises:
+        UserError: an unknown convention.
     """
+    check_downstream(downstream)
+    assert len(ids) == 1, f"one prompt is kept, not {len(ids)}"
     reads = model.reads(ids)
     errors = model.errors(ids) if downstream == "freeze" else {}
     formula = Formula(model.dictionaries)
     read: dict[Site, Tensor] = {}
     written: dict[Site, Tensor] = {}
 
-    def keeping(site: Site) -> SiteHook:
-        dropping = formula.at(site, reads, keep_errors(downstream, reads, errors.get(site)))
+    def site_hook(site: Site) -> SiteHook:
+        drop = formula.at(site, reads, error_rule(downstream, reads, errors.get(site)))
 
         def hook(x: Tensor, out: Tensor) -> Tensor:
             if site in sites:
                 read[site], written[site] = x, out
-            return dropping(x, out) if downstream == "drop" else out
+            return drop(x, out) if downstream == "drop" else out
 
         return hook
 
-    hooks = {site: keeping(site) for site in (model.sites if downstream == "drop" else sites)}
+    hooks = {site: site_hook(site) for site in (model.sites if downstream == "drop" else sites)}
     entering: list[Tensor] = []
     keywords: list[dict[str, Any]] = []
     cache = _Recorder()
 
-    def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        entering.append(args[0])
-        keywords.append(without_cache(kwargs))
+    def enter(x: Tensor, called_with: dict[str, Any]) -> None:
+        entering.append(x)
+        keywords.append(called_with)
 
-    with ExitStack() as stack:
-        stack.enter_context(attention_cache(model.bridge, cache))
-        for block in model.bridge.blocks:
-            handle = block.register_forward_pre_hook(enter, with_kwargs=True)
-            stack.callback(handle.remove)
-        handle = model.bridge.ln_final.register_forward_pre_hook(
-            lambda module, args: entering.append(args[0])
-        )
-        stack.callback(handle.remove)
+    layers = watched_layers(model.bridge, enter, entering.append)
+    with layers, attention_cache(model.bridge, cache):
         given = model.forward(ids, hooks, output=output)
     return Kept(
         model, ids, downstream, given, entering, keywords, cache.keys, cache.values,

@@ -8,9 +8,11 @@ positions before the first that it edits. So
    change there is known without a pass, and is added to what the clean pass has in that place;
 3. rows *go up* together, each joining at its layer, from the lowest of their positions on;
    attention reads the clean keys and values of the positions before;
-4. logits are *read* at the top, at clean positions from the clean pass.
+4. logits are *read* at the top, and at positions before the lowest from the clean pass.
 
-The numbers are those of `SplicedModel.run` but for rounding.
+The numbers are those of `SplicedModel.run` but for rounding: in half precision, where errors
+downstream are frozen or dropped, the two may differ in which latents near their thresholds are on,
+as two batch sizes of `run` may.
 """
 
 from __future__ import annotations
@@ -18,22 +20,26 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from circuits.formula import Formula
+from circuits.active import Active, write_active
+from circuits.formula import Formula, read_active
 from circuits.freeze import ForwardHook
-from circuits.hooks import SiteHook, attention_cache, hooked, site_hooks
-from circuits.interventions import Intervention, edit_at
+from circuits.hooks import SiteHook, attention_cache, has_hooks, hooked, site_hooks
+from circuits.interventions import Edit, Intervention, edit_at, new_values
 from circuits.kept import Kept
+from circuits.nodes import ErrorNode, LatentNode
 from circuits.outputs import Logits, Output, Part, arrange, at_position, logit_positions, parts
 from circuits.sites import Site
 
 if TYPE_CHECKING:
     from circuits.splice import SplicedModel
+
+Row = Sequence[Intervention]
+"""What is changed in one pass; nothing is the clean pass."""
 
 Token = tuple[int, int]
 """A row and a position."""
@@ -46,7 +52,8 @@ class Start:
     Attributes:
         layer: The first layer that is computed; the number of layers for none.
         site: Where in that layer `change` is added; None for what enters it.
-        first: The lowest position at which the row changes anything.
+        first: The lowest position at which the row changes anything; the last one of the prompt if
+            it changes nothing.
         positions: Where there is a change at the start, `n` of them.
         change: `[n, d_out]`.
         later: What is changed further up.
@@ -61,39 +68,37 @@ class Start:
 
 
 def can_resume(model: SplicedModel, output: Output) -> bool:
-    """Whether passes can be resumed: logits are wanted, and no latent writes to several layers."""
+    """Whether passes can be resumed.
+
+    They cannot where more than logits is wanted, where a latent writes to several layers, or where
+    somebody else's hooks expect whole passes.
+    """
     crossing = any(model.dictionaries.summary(site).n_later for site in model.sites)
-    return not crossing and all(isinstance(part, Logits) for part in parts(output))
+    logits = all(isinstance(part, Logits) for part in parts(output))
+    return logits and not crossing and not has_hooks(model.bridge)
 
 
 @torch.no_grad()
-def starts(kept: Kept, rows: Sequence[Sequence[Intervention]], *, block: int = 1024) -> list[Start]:
+def starts(kept: Kept, rows: Sequence[Row]) -> list[Start]:
     """The start of each row. Each site's dictionary is read once for all rows.
 
     Args:
         kept: The clean pass, with the sites of all rows.
-        rows: What is changed in each; a row without interventions is the clean pass.
-        block: Positions whose latents are held densely at a time.
+        rows: Of which each names a node once.
     """
     firsts = [min((i.node.site for i in row), default=None) for row in rows]
-    here: defaultdict[Site, dict[Token, list[Intervention]]] = defaultdict(dict)
-    for row, interventions in enumerate(rows):
-        for i in interventions:
-            if i.node.site == firsts[row]:
-                here[i.node.site].setdefault((row, i.node.pos), []).append(i)
+    here: defaultdict[Site, list[int]] = defaultdict(list)
+    for n, site in enumerate(firsts):
+        if site is not None:
+            here[site].append(n)
+    nothing = (), kept.entering[0][0, :0]
     changes: dict[int, tuple[tuple[int, ...], Tensor]] = {}
     for site in sorted(here):
-        tokens = list(here[site])
-        change = _first_change(kept, site, list(here[site].items()), block)
-        found = 0
-        for row, of_row in groupby(tokens, lambda token: token[0]):
-            positions = tuple(pos for _, pos in of_row)
-            changes[row] = positions, change[found : found + len(positions)]
-            found += len(positions)
-    nothing = (), kept.entering[0][0, :0]
+        at_site = [[i for i in rows[n] if i.node.site == site] for n in here[site]]
+        changes |= zip(here[site], _first_changes(kept, site, at_site), strict=True)
     return [
-        _start(kept, row, first, *changes.get(n, nothing))
-        for n, (row, first) in enumerate(zip(rows, firsts, strict=True))
+        _start(kept, row, site, *changes.get(n, nothing))
+        for n, (row, site) in enumerate(zip(rows, firsts, strict=True))
     ]
 
 
@@ -102,7 +107,7 @@ def resume(kept: Kept, rows: Sequence[Start], output: Output) -> Any:
     """What `output` names of each row, as `SplicedModel.run` gives it.
 
     Args:
-        rows: Of any layers and positions; the fewer of both, the less is computed twice.
+        rows: One or more; the nearer they are in layer and position, the less is computed in vain.
         output: Of logits alone; see `can_resume`.
     """
     order = sorted(range(len(rows)), key=lambda n: rows[n].layer)
@@ -124,11 +129,7 @@ def resume(kept: Kept, rows: Sequence[Start], output: Output) -> Any:
 
 
 def _start(
-    kept: Kept,
-    row: Sequence[Intervention],
-    site: Site | None,
-    positions: tuple[int, ...],
-    change: Tensor,
+    kept: Kept, row: Row, site: Site | None, positions: tuple[int, ...], change: Tensor
 ) -> Start:
     """The start of one row, of which `site` is the first that it edits."""
     later = tuple(i for i in row if i.node.site != site)
@@ -143,27 +144,45 @@ def _start(
     return Start(layer, where, lowest, positions, change, later)
 
 
-def _first_change(
-    kept: Kept, site: Site, tokens: Sequence[tuple[Token, list[Intervention]]], block: int
-) -> Tensor:
-    """What edits add to what `site` wrote in the clean pass, `[token, d_out]`."""
-    changes = []
-    for start in range(0, len(tokens), block):
-        some = tokens[start : start + block]
-        at = torch.tensor([pos for (_, pos), _ in some], device=kept.ids.device)
-        _, change = Formula(kept.model.dictionaries).changes(
-            site,
-            kept.reads[:, at],
-            kept.keep_errors(site, at),
-            _edit([interventions for _, interventions in some]),
-            kept.read[site][:, at],
-            kept.written[site][:, at],
-        )
-        changes.append(change[0])
-    return torch.cat(changes)
+def _first_changes(
+    kept: Kept, site: Site, rows: Sequence[Row]
+) -> list[tuple[tuple[int, ...], Tensor]]:
+    """For each row, the positions of its edits at `site` and what they add to what it wrote there.
+
+    The site is read once at each position, whatever the number of rows that edit it there.
+    """
+    positions = [tuple(sorted({i.node.pos for i in row})) for row in rows]
+    every = [(n, pos) for n, of_row in enumerate(positions) for pos in of_row]
+    tokens = {at: token for token, at in enumerate(every)}
+    edits = sorted(
+        ((tokens[n, i.node.pos], i) for n, row in enumerate(rows) for i in row),
+        key=lambda edit: edit[0],
+    )
+    dictionary, device = kept.model.dictionaries[site], kept.ids.device
+    at = torch.tensor(sorted({pos for _, pos in every}), device=device)
+    written = kept.written[site][:, at]
+    active, decoded = read_active(dictionary, kept.read[site][:, at], kept.reads[:, at])
+    errors = kept.error_rule(site, at)(written - decoded)[0]
+
+    def of(kind: type) -> tuple[Tensor, Tensor, list[Intervention]]:
+        """The token of each edit of such nodes, its place among those read, and the edit."""
+        some = [(t, i) for t, i in edits if isinstance(i.node, kind)]
+        pos = torch.tensor([i.node.pos for _, i in some], device=device, dtype=torch.long)
+        token = torch.tensor([t for t, _ in some], device=device, dtype=torch.long)
+        return token, torch.searchsorted(at, pos), [i for _, i in some]
+
+    token, place, some = of(LatentNode)
+    latent = token.new_tensor([i.node.latent for i in some if isinstance(i.node, LatentNode)])
+    acts = active.at(place, latent, dictionary.d_sae)
+    changed = Active(token, latent, new_values(acts, some) - acts)
+    change, _ = write_active(dictionary.W_dec, changed, len(every))
+    token, place, some = of(ErrorNode)
+    if some:
+        change.index_add_(0, token, (new_values(errors[place], some) - errors[place]).to(change))
+    return list(zip(positions, change.split([len(of_row) for of_row in positions]), strict=True))
 
 
-def _edit(tokens: Sequence[Sequence[Intervention]]):
+def _edit(tokens: Sequence[Row]) -> Edit:
     """The interventions at each of some tokens, which lie in one row one after the other."""
     placed = [((0, n), i) for n, interventions in enumerate(tokens) for i in interventions]
     return edit_at([place for place, _ in placed], [i for _, i in placed])
@@ -172,19 +191,19 @@ def _edit(tokens: Sequence[Sequence[Intervention]]):
 def _hooks(kept: Kept, rows: Sequence[Start], first: int) -> list[ForwardHook]:
     """What acts on the rows as they go up: their starts, later edits, and the convention."""
     model = kept.model
-    start: defaultdict[Site, list[int]] = defaultdict(list)
+    starting: defaultdict[Site, list[tuple[int, Start]]] = defaultdict(list)
     later: defaultdict[Site, dict[Token, list[Intervention]]] = defaultdict(dict)
     for n, row in enumerate(rows):
         if row.site is not None:
-            start[row.site].append(n)
+            starting[row.site].append((n, row))
         for i in row.later:
             later[i.node.site].setdefault((n, i.node.pos), []).append(i)
-    sites = {*start, *later}
+    sites = {*starting, *later}
     if kept.downstream != "recompute":
         sites |= set(model.sites)
     table = []
     for site in sorted(sites):
-        hook = _site_hook(kept, site, first, later[site], [(n, rows[n]) for n in start[site]])
+        hook = _site_hook(kept, site, first, later[site], starting[site])
         table += site_hooks(model, site, hook)
     return table
 
@@ -194,7 +213,7 @@ def _site_hook(
     site: Site,
     first: int,
     later: dict[Token, list[Intervention]],
-    start: Sequence[tuple[int, Start]],
+    starting: Sequence[tuple[int, Start]],
 ) -> SiteHook:
     """The formula at the tokens of rows that it concerns, and the changes of rows that start."""
 
@@ -207,13 +226,13 @@ def _site_hook(
             tokens = torch.tensor(list(concerned), device=device)
             at = first + tokens % n_here
             edit = _edit([edited.get(token, []) for token in concerned]) if edited else None
-            hook = Formula(kept.model.dictionaries).at(
-                site, kept.reads[:, at], kept.keep_errors(site, at), edit
+            formula = Formula(kept.model.dictionaries).at(
+                site, kept.reads[:, at], kept.error_rule(site, at), edit
             )
-            new = hook(read.flatten(0, 1)[None, tokens], flat[None, tokens])
+            new = formula(read.flatten(0, 1)[None, tokens], flat[None, tokens])
             flat = flat.index_copy(0, tokens, new[0])
-        if start:
-            flat = flat.index_add(0, *_changes(start, first, n_here, flat))
+        if starting:
+            flat = flat.index_add(0, *_changes(starting, first, n_here, flat))
         return flat.view_as(written)
 
     return hook
@@ -240,28 +259,32 @@ def _changes(
 
 def _keywords(kept: Kept, layer: int, first: int) -> dict[str, Any]:
     """What a layer is called with, for the positions from `first` on."""
-    keywords = dict(kept.keywords[layer])
-    if keywords.get("attention_mask") is not None:
-        keywords["attention_mask"] = keywords["attention_mask"][..., first:, :]
-    if keywords.get("position_embeddings") is not None:
-        keywords["position_embeddings"] = tuple(
-            x[:, first:] for x in keywords["position_embeddings"]
-        )
-    for name, there in (("position_ids", (..., slice(first, None))), ("cache_position", first)):
-        if keywords.get(name) is not None:
-            there = slice(first, None) if name == "cache_position" else there
-            keywords[name] = keywords[name][there]
-    return keywords
+    cuts = {
+        "attention_mask": lambda mask: mask[..., first:, :],
+        "position_embeddings": lambda both: tuple(x[:, first:] for x in both),
+        "position_ids": lambda ids: ids[..., first:],
+        "cache_position": lambda positions: positions[first:],
+    }
+    return {
+        name: cuts[name](x) if name in cuts and x is not None else x
+        for name, x in kept.keywords[layer].items()
+    }
 
 
 def _read_logits(kept: Kept, x: Tensor, first: int, output: Output) -> Any:
     """Logits of what left the last layer, `[row, pos from first, d_model]`."""
-    model, clean = kept.model, kept.entering[-1]
+    model = kept.model
     computed = logit_positions(output, kept.n_pos)
-    columns = [
-        x[:, pos - first] if pos >= first else clean[:, pos].expand(len(x), -1) for pos in computed
-    ]
-    logits = model.bridge.unembed(model.bridge.ln_final(torch.stack(columns, 1)))
+    clean = kept.entering[-1][:, [pos for pos in computed if pos < first]]
+    changed = x[:, [pos - first for pos in computed if pos >= first]]
+    logits = torch.cat(
+        [
+            model.bridge.unembed(model.bridge.ln_final(part)).expand(len(x), -1, -1)
+            for part in (clean, changed)
+            if part.shape[1]
+        ],
+        1,
+    )
     seen: dict[Part, Tensor] = {}
     for part in parts(output):
         assert isinstance(part, Logits)

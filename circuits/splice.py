@@ -13,7 +13,14 @@ from circuits.catalogue import ranges
 from circuits.dictionaries import Dictionary
 from circuits.errors import UserError
 from circuits.families import Family, family_of
-from circuits.formula import DOWNSTREAM, Formula, dense, keep_errors, read_active, read_each
+from circuits.formula import (
+    Formula,
+    check_downstream,
+    dense,
+    error_rule,
+    read_active,
+    read_each,
+)
 from circuits.freeze import LIVE, Freeze, freeze_hooks
 from circuits.hooks import (
     SiteHook,
@@ -134,8 +141,7 @@ class SplicedModel:
             UserError: an unknown convention, hook point or site, or a position that the prompt does
                 not have.
         """
-        if downstream not in DOWNSTREAM:
-            raise UserError(f"downstream={downstream!r}; choose {', '.join(DOWNSTREAM)}")
+        check_downstream(downstream)
         edits = edits or {}
         reads = self.reads(ids)
         sites = self.sites
@@ -145,7 +151,7 @@ class SplicedModel:
         formula = Formula(self.dictionaries)
         hooks = {
             site: formula.at(
-                site, reads, keep_errors(downstream, reads, clean.get(site)), edits.get(site)
+                site, reads, error_rule(downstream, reads, clean.get(site)), edits.get(site)
             )
             for site in sites
         }

@@ -25,7 +25,27 @@ def rows_in(model: SplicedModel, n_pos: int, memory: str | int | None = None) ->
     return max(1, min(ROWS, budget // (3 * 4 * n_pos * widest)))
 
 
-def pack(lengths: Sequence[int], n_tokens: int, most: int | None = None) -> Iterator[slice]:
+def short_rows_in(
+    model: SplicedModel, n_pos: int, n_logits: int, memory: str | int | None = None
+) -> int:
+    """How many rows one pass has however few positions are computed of each; `SHORT_ROWS` at most.
+
+    Attention has the keys and values of all positions for each row, once a head, and each row has
+    its logits.
+
+    Args:
+        n_logits: The positions whose logits are wanted.
+    """
+    config = model.config
+    heads = config.num_attention_heads + config.num_key_value_heads
+    keys_and_values = 2 * n_pos * heads * config.head_dim
+    logits = 3 * n_logits * model.d_vocab  # as they come, capped, and as a metric sees them
+    a_row = (keys_and_values + logits) * model.dtype.itemsize
+    budget = WORKING_MEMORY if memory is None else parse_bytes(memory)
+    return max(1, min(SHORT_ROWS, budget // a_row))
+
+
+def pack(lengths: Sequence[int], n_tokens: int, most: int) -> Iterator[slice]:
     """Neighbouring rows that go through a pass together: about as long as each other.
 
     A pass that is half full ends where rows get shorter, for it computes its first row's positions
@@ -34,11 +54,11 @@ def pack(lengths: Sequence[int], n_tokens: int, most: int | None = None) -> Iter
     Args:
         lengths: How many positions each row needs, descending.
         n_tokens: Positions of one pass, all rows together, where that is at least one row.
-        most: Rows of one pass; `SHORT_ROWS` by default.
+        most: Rows of one pass.
     """
     start = 0
     while start < len(lengths):
-        n_rows = max(1, min(n_tokens // lengths[start], most or SHORT_ROWS))
+        n_rows = max(1, min(n_tokens // lengths[start], most))
         stop = min(start + n_rows, len(lengths))
         half = start + max(1, n_rows // 2)
         stop = next((n for n in range(half, stop) if lengths[n] < lengths[n - 1]), stop)
