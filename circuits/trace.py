@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from circuits.active import Active
 from circuits.sites import Site
 
 
@@ -43,6 +44,10 @@ class SiteTrace:
         dense = self.acts.new_zeros(self.error.shape[0], self.d_sae)
         dense[self.pos, self.latent] = self.acts
         return dense
+
+    def at(self, pos: Tensor, latent: Tensor) -> Tensor:
+        """The activations of latents `[n]` at positions `[n]`, `[n]`; 0 for those that are off."""
+        return Active(self.pos, self.latent, self.acts).at(pos, latent, self.d_sae)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

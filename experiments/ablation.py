@@ -26,7 +26,7 @@ from circuits import (
     set_to,
     zero_reference,
 )
-from circuits.formula import DOWNSTREAM
+from circuits.formula import check_downstream
 from circuits.interventions import check_nodes
 from circuits.reference import check_reference
 from experiments.checks import one_prompt
@@ -178,8 +178,7 @@ def ablate_each(
         UserError: several prompts, a node that cannot be ablated, an unknown convention, or a
             reference of another length.
     """
-    if downstream not in DOWNSTREAM:
-        raise UserError(f"downstream={downstream!r}; choose {', '.join(DOWNSTREAM)}")
+    check_downstream(downstream)
     check_batch_size(batch_size)
     if not isinstance(nodes, Sequence):
         raise UserError(

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from circuits import ErrorNode, Intervention, LatentNode, Reference, UserError, set_to
-from circuits.trace import SiteTrace
 
 AnyNode = LatentNode | ErrorNode
 
@@ -50,7 +49,7 @@ def values_of(reference: Reference, nodes: Sequence[AnyNode]) -> Tensor:
     if isinstance(nodes[0], ErrorNode):
         return reference.error(site)[pos]
     latent = pos.new_tensor([node.latent for node in nodes if isinstance(node, LatentNode)])
-    return latents_at(reference.trace.sites[site], pos, latent)
+    return reference.trace.sites[site].at(pos, latent)
 
 
 def _check(reference: Reference, nodes: Sequence[AnyNode]) -> None:
@@ -62,17 +61,6 @@ def _check(reference: Reference, nodes: Sequence[AnyNode]) -> None:
             raise UserError(
                 f"{node}: no latent {node.latent}; {node.site} has {sites[node.site].d_sae}"
             )
-
-
-def latents_at(trace: SiteTrace, pos: Tensor, latent: Tensor) -> Tensor:
-    """The activations of latents `[n]` at positions `[n]`, `[n]`; 0 for those that are off."""
-    keys, order = (trace.pos * trace.d_sae + trace.latent).sort()
-    if not len(keys):
-        return trace.acts.new_zeros(len(pos))
-    wanted = pos * trace.d_sae + latent
-    place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-    known = (keys[place] == wanted) & (latent < trace.d_sae)
-    return torch.where(known, trace.acts[order[place]], 0)
 
 
 def by_place(nodes: Sequence[AnyNode]) -> Iterator[list[AnyNode]]:

@@ -22,7 +22,7 @@ from attribution.gradients import check_batch_size
 from attribution.metrics import Metric, Score, Targets, bind
 from circuits import Intervention, Prompt, Reference, SplicedModel
 from circuits.reference import average
-from experiments.changes import changes_to, latents_at
+from experiments.changes import changes_to
 from experiments.kinds import AblationKind
 from experiments.measure import measure
 from experiments.node_codes import NodeCodes
@@ -239,7 +239,7 @@ def _row(
     for site, e in effects.sites.items():
         pos, latent = e.pos.cpu().numpy(), e.latent.cpu().numpy()
         norms = model.dictionaries[site].W_dec[e.latent].float().norm(dim=1)
-        other = latents_at(reference.trace.sites[site], e.pos, e.latent)
+        other = reference.trace.sites[site].at(e.pos, e.latent)
         change = (e.acts - other.float()).abs() * norms
         kept = span[pos] >= 0
         codes.append(space.codes(site, span[pos], latent)[kept])

@@ -33,7 +33,7 @@ from circuits import (
     SplicedModel,
     UserError,
 )
-from circuits.formula import DOWNSTREAM
+from circuits.formula import check_downstream
 from circuits.reference import check_reference
 from experiments.checks import one_prompt
 from experiments.edges.choice import (
@@ -187,8 +187,7 @@ def edge_knockout(
         UserError: a graph of another prompt or metric, an edge that it does not have, or an option
             that does not exist.
     """
-    if downstream not in DOWNSTREAM:
-        raise UserError(f"downstream={downstream!r}; choose {', '.join(DOWNSTREAM)}")
+    check_downstream(downstream)
     for name, number in {"top": top, "n_random": n_random}.items():
         if not isinstance(number, int) or number < 0:
             raise UserError(f"{name}={number!r}; give a number of edges, 0 or more")

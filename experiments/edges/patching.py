@@ -33,7 +33,7 @@ from circuits import (
     TokenNode,
     UserError,
 )
-from circuits.formula import DOWNSTREAM
+from circuits.formula import check_downstream
 from circuits.reference import check_reference
 from experiments.checks import one_prompt
 from experiments.edges.choice import check_graph_of, kept_latents, target_names
@@ -164,8 +164,7 @@ def path_patch(
         UserError: no path, paths of several sources, nodes that do not follow each other, or an
             option that does not exist.
     """
-    if downstream not in DOWNSTREAM:
-        raise UserError(f"downstream={downstream!r}; choose {', '.join(DOWNSTREAM)}")
+    check_downstream(downstream)
     check_batch_size(batch_size, automatic=False)
     ids, kind = one_prompt(model, prompt), checked_kind(kind)
     if graph is not None:

@@ -5,7 +5,7 @@ import torch
 
 from circuits import ErrorNode, LatentNode, Reference, Site, UserError
 from circuits.splice import SplicedModel
-from experiments.changes import changes_to, latents_at
+from experiments.changes import changes_to
 from experiments.kinds import mean_of, patch, resample, set_value, zero
 from experiments.kinds_compared import compare_kinds
 from experiments.pooled import measured_by_kind, measured_effects
@@ -52,8 +52,8 @@ def test_a_latent_that_no_dictionary_has_is_off(model):
     site = model.sites[0]
     trace = model.trace(PROMPTS[0]).sites[site]
     pos, latent = trace.pos[-1:], trace.latent[-1:]
-    assert latents_at(trace, pos, latent).equal(trace.acts[-1:])
-    assert latents_at(trace, pos - 1, latent + trace.d_sae).item() == 0
+    assert trace.at(pos, latent).equal(trace.acts[-1:])
+    assert trace.at(pos - 1, latent + trace.d_sae).item() == 0
 
 
 def test_nodes_are_not_looked_up_one_by_one(model, monkeypatch):
