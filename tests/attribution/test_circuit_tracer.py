@@ -38,6 +38,7 @@ from circuits import (
 from circuits.active import Active
 from circuits.freeze import Freeze
 from circuits.gemma_scope import dictionaries_from_folder
+from tests.attribution.test_edge_engine import close, missed
 from tests.random_gemma import save_words
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -51,14 +52,19 @@ SITES = [Site(layer, "transcoder") for layer in range(ABOUT["config"]["num_hidde
 
 
 @pytest.fixture(scope="module")
-def bridge(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("peer")
     huggingface = Gemma2ForCausalLM(Gemma2Config(**ABOUT["config"]))
     for name, weight in huggingface.named_parameters():
         weight.data = torch.from_numpy(SAVED[f"model/{name}"]).float()
     huggingface.save_pretrained(folder)
     save_words(folder, ABOUT["config"]["vocab_size"])
-    return load_gemma(str(folder), device="cpu")
+    return folder
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=str)
+def bridge(request, folder):
+    return load_gemma(str(folder), device="cpu", dtype=request.param)
 
 
 def transcoder(site, case):
@@ -109,6 +115,12 @@ def our_edges(model, ids, logits):
     return table.nodes(), torch.from_numpy(direct_effects(model, table, cut).toarray())
 
 
+def vector_sources(sites, n_pos):
+    """circuit-tracer's columns after the features: errors, tokens."""
+    errors = (ErrorNode(site, pos) for site in sites for pos in range(n_pos))
+    return [*errors, *(TokenNode(pos) for pos in range(n_pos))]
+
+
 def check_edges(model, ids, logits, saved, name):
     """Our activations and edges are those saved; returns our latents.
 
@@ -119,15 +131,12 @@ def check_edges(model, ids, logits, saved, name):
     sites = model.trace(ids).sites
     dense = {site: trace.dense() for site, trace in sites.items()}
     acts = torch.stack([dense[f.site][f.pos, f.latent] for f in features])
-    torch.testing.assert_close(acts, torch.from_numpy(saved[f"{name}/acts"]), rtol=1e-4, atol=1e-6)
+    expected = torch.from_numpy(saved[f"{name}/acts"])
+    torch.testing.assert_close(acts.float(), expected, rtol=1e-4, atol=1e-6)
 
     nodes, edges = our_edges(model, ids, logits)
     place = {node: i for i, node in enumerate(nodes)}
-    sources = [
-        *features,
-        *(ErrorNode(site, pos) for site in model.sites for pos in range(n_pos)),
-        *(TokenNode(pos) for pos in range(n_pos)),
-    ]
+    sources = [*features, *vector_sources(model.sites, n_pos)]
     targets = [*(place[node] for node in features), *range(len(nodes) - len(logits), len(nodes))]
     ours = edges[targets][:, [place[node] for node in sources]]
     assert not theirs[n : -len(logits)].any()
@@ -144,7 +153,10 @@ def check_edges(model, ids, logits, saved, name):
 @pytest.mark.parametrize("name", list(ABOUT["cases"]))
 def test_edges_equal_circuit_tracers_adjacency_matrix(bridge, name):
     case = ABOUT["cases"][name]
-    model = splice(bridge, {site: transcoder(site, case) for site in SITES}, name="peer")
+    dictionaries = {
+        site: transcoder(site, case).to(dtype=bridge.original_model.dtype) for site in SITES
+    }
+    model = splice(bridge, dictionaries, name="peer")
     ids = torch.tensor([case["tokens"]])
     latents = check_edges(model, ids, ABOUT["logits"], SAVED, name)
     assert {node for node in latents if node.pos > 0} == set(peer_features(SAVED, name))
@@ -152,11 +164,37 @@ def test_edges_equal_circuit_tracers_adjacency_matrix(bridge, name):
     assert any(node.pos == 0 for node in latents) != first_is_bos
 
 
+@pytest.mark.parametrize("name", list(ABOUT["cases"]))
+def test_edges_in_bfloat16_are_circuit_tracers_rounded(folder, name):
+    """Between latents that are on in both (one at most is rounded across its threshold), from
+    tokens and to logits: weights and every layer are rounded, their edges are not.
+    """
+    case, theirs = ABOUT["cases"][name], peer_matrix(SAVED, name)
+    bridge = load_gemma(str(folder), device="cpu", dtype=torch.bfloat16)
+    dictionaries = {site: transcoder(site, case).to(dtype=torch.bfloat16) for site in SITES}
+    ids, features = torch.tensor([case["tokens"]]), peer_features(SAVED, name)
+    nodes, edges = our_edges(splice(bridge, dictionaries, name="peer"), ids, ABOUT["logits"])
+    place = {node: i for i, node in enumerate(nodes)}
+    columns = {node: i for i, node in enumerate([*features, *vector_sources(SITES, ids.shape[1])])}
+    both = [node for node in features if node in place]
+    assert len(both) >= len(features) - 1
+    n_logits = len(ABOUT["logits"])
+    sources = [*both, *(TokenNode(pos) for pos in range(ids.shape[1]))]
+    into = [columns[node] for node in both], [place[node] for node in both]
+    logits = (range(len(of) - n_logits, len(of)) for of in (theirs, nodes))
+    theirs_into, ours_into = ([*rows, *last] for rows, last in zip(into, logits, strict=True))
+    found = edges[ours_into][:, [place[node] for node in sources]]
+    expected = theirs[theirs_into][:, [columns[node] for node in sources]]
+    close(found.numpy(), expected.numpy(), missed(torch.bfloat16))
+
+
 @pytest.mark.parametrize("name", list(CROSS_LAYER_CASES))
 def test_edges_of_a_cross_layer_transcoder_equal_circuit_tracers(bridge, name):
     """Read from the folder that circuit-tracer saved it in."""
     folder = FIXTURES / "circuit_tracer_cross_layer" / name
-    dictionaries = dictionaries_from_folder(folder, sites=["transcoder"])
+    loaded = dictionaries_from_folder(folder, sites=["transcoder"])
+    dtype = bridge.original_model.dtype
+    dictionaries = {site: loaded[site].to(dtype=dtype) for site in SITES}
     model = splice(bridge, dictionaries, name="peer")
     ids = torch.tensor([CROSS_LAYER_CASES[name]["tokens"]])
     latents = check_edges(model, ids, ABOUT["logits"], SAVED_CROSS_LAYER, name)
