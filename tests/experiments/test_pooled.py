@@ -195,7 +195,7 @@ def test_what_is_no_kind_is_refused(model, make, message):
 
 
 @pytest.mark.parametrize("check", [checked_kind, traced_once])
-@pytest.mark.parametrize("kind", ["patch", zero], ids=str)
+@pytest.mark.parametrize("kind", ["patch", zero], ids=["a name", "a function"])
 def test_a_name_or_a_function_is_no_kind(check, kind):
     assert check(zero()) == zero()
     with pytest.raises(UserError, match=r"is no kind of ablation; give patch\(\), "):

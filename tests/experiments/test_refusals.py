@@ -103,7 +103,7 @@ def test_a_batch_is_left_open_only_where_it_is_then_chosen(model, study):
         lambda model, kind: minimality(model, PROMPTS, logit_diff, [NODE], reference=kind),
     ],
 )
-@pytest.mark.parametrize("kind", ["patch", "", zero], ids=repr)
+@pytest.mark.parametrize("kind", ["patch", "", zero], ids=["a name", "an empty one", "a function"])
 def test_a_name_or_a_function_is_no_kind_of_ablation(model, ask, kind):
     with pytest.raises(UserError, match=r"(kind|reference)=.* is no kind of ablation; give patch"):
         ask(model, kind)
