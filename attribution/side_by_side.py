@@ -18,8 +18,9 @@ def side_by_side(
 ) -> Iterator[Result]:
     """`run` of each job, in their order, up to `n_threads` at a time.
 
-    Each computes with one thread of torch, which releases Python's lock meanwhile. Not more than
-    twice as many results wait as there are threads.
+    Each computes with one thread of torch, which releases Python's lock meanwhile; so does who
+    takes the results, as long as there are more: threads that wait for one another would spin. Not
+    more than twice as many results wait as there are threads.
     """
     if n_threads == 1:
         yield from map(run, jobs)
@@ -27,6 +28,7 @@ def side_by_side(
     before = torch.get_num_threads()
     waiting: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,))
+    torch.set_num_threads(1)
     try:
         for job in jobs:
             waiting.append(pool.submit(run, job))
@@ -36,4 +38,4 @@ def side_by_side(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)  # what threads started from now on compute with
+        torch.set_num_threads(before)
