@@ -66,10 +66,13 @@ class Arrivals:
             vectors = self.coordinates[..., grad.rows]
         if grad.spread is not None:
             assert grad.first is not None
-            places = zip(earlier(grad.pos, grad.first, n_pos), grad.spread, strict=True)
-            for pos, (before, there) in enumerate(places, grad.first):
-                out = values[: pos + 1, before:]
-                out.addmm_(vectors[pos, : pos + 1], there[before:].T)
+            before = earlier(grad.pos, grad.first, n_pos)
+            places = zip(before, vectors[grad.first : n_pos], grad.spread.mT, strict=True)
+            for pos, (begin, tokens, there) in enumerate(places, grad.first):
+                out = values[: pos + 1]
+                if begin:  # targets at earlier positions
+                    out, there = out[:, begin:], there[:, begin:]
+                out.addmm_(tokens[: pos + 1], there)
         if grad.alone is not None:
             for pos, targets in groups(grad.pos):
                 out = values[: pos + 1, targets]

@@ -65,8 +65,7 @@ class EdgeRows:
         arrays = self._data, self._indices.astype(index, copy=False), starts
         matrix = sparse.csr_array(arrays, shape=(self._n_nodes, self._n_nodes))
         del self._data, self._indices
-        if np.count_nonzero(matrix.data) < matrix.nnz:
-            matrix.eliminate_zeros()
+        matrix.eliminate_zeros()
         return matrix
 
     def _more(self, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -88,17 +87,12 @@ def _rows(pieces: Sequence[Piece], group: slice, pos: int) -> tuple[np.ndarray, 
     for piece in pieces:
         if not piece.targets.start <= group.start < piece.targets.stop:
             continue
-        own = slice(group.start - piece.targets.start, group.stop - piece.targets.start)
-        rows = piece.rows
-        if piece.pos[-1] > pos:  # of a batch whose other targets are further on
-            before = piece.pos <= pos
-            rows = rows[before]
-            columns.append(piece.columns[before])
-        else:
-            columns.append(piece.columns)
-        rows = torch.from_numpy(rows).to(piece.values.device)
-        values.append(piece.values[:, own].index_select(0, rows))
-    found, block = np.concatenate(columns), torch.cat(values)
+        start = piece.targets.start
+        own = piece.values[:, group.start - start : group.stop - start]
+        near = piece.pos <= pos  # other targets of a batch are further on
+        columns.append(piece.columns[near])
+        values.append(own.index_select(0, torch.from_numpy(piece.rows[near]).to(own.device)))
+    found, block = np.concatenate(columns), values[0] if len(values) == 1 else torch.cat(values)
     if (np.diff(found) <= 0).any():  # latents that write to several leaves: a sum over them
         found, places = np.unique(found, return_inverse=True)
         places = torch.from_numpy(places).to(block.device)

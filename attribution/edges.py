@@ -181,7 +181,9 @@ class Stretches:
             down = descend(self.cut, site, grad, arrived=arrived, maps=self.maps)
             by_leaf = [self.sources[leaf].edges(grad) for leaf, grad in down]
             pieces = [piece for leaf in reversed(by_leaf) for piece in leaf]
-        return [*pieces, _own_bias(nodes.bias_at, readers.biases[chosen])]
+        pieces.append(_own_bias(nodes.bias_at, readers.biases[chosen]))
+        same = groupby(pieces, lambda piece: (piece.targets.start, piece.targets.stop))
+        return [Piece.joined(list(some)) for _, some in same]
 
     def _by_autograd(
         self, values: Tensor, seeds: Tensor, pos: Tensor, below: Site | None = None

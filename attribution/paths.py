@@ -156,12 +156,12 @@ class Paths:
             mixed = torch.bmm(by_query.transpose(1, 2), spread.view(n_kv, -1, k * d_head))
         if term is None:
             return mixed
-        vectors = term.vectors.view(n_kv, -1, k * d_head)
+        sizes = [(group.stop - group.start) * d_head for _, group in self.groups]
         weights = term.weights.unflatten(1, (n_kv, -1))[..., first:].transpose(2, 3)
-        for weight, (_, group) in zip(weights, self.groups, strict=True):
-            there = slice(group.start * d_head, group.stop * d_head)
-            out, beta = mixed[..., there], float(spread is not None)
-            torch.baddbmm(out, weight, vectors[..., there], beta=beta, out=out)
+        vectors = term.vectors.view(n_kv, -1, k * d_head).split(sizes, 2)
+        beta = float(spread is not None)
+        for weight, part, out in zip(weights, vectors, mixed.split(sizes, 2), strict=True):
+            torch.baddbmm(out, weight, part, beta=beta, out=out)
         return mixed
 
     def _worth_keeping(self, term: Term, n_pos: int) -> bool:

@@ -55,7 +55,12 @@ class Sources:
     @cached_property
     def starts(self) -> list[int]:
         """Where each position's vectors begin, `[pos + 1]`; every position has some."""
-        return np.searchsorted(self.pos, np.arange(self.pos[-1] + 2)).tolist()
+        return [0, *np.cumsum(self.counts).tolist()]
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """How many vectors there are at each position, `[pos]`."""
+        return np.bincount(self.pos).tolist()
 
     @cached_property
     def order(self) -> np.ndarray:
@@ -82,21 +87,23 @@ class Sources:
             vectors = self.coordinates[:, grad.rows]
         first, stop = grad.first, grad.first + len(grad.spread)
         values = self._room(first, stop, len(grad.pos))
-        places = zip(earlier(grad.pos, first, stop), grad.spread, strict=True)
-        for pos, (before, there) in enumerate(places, first):
-            out = values[self._at(pos, first)]
-            out[:, :before] = 0
-            torch.mm(vectors[self._at(pos)], there[before:].T, out=out[:, before:])
+        rows = vectors[self.starts[first] : self.starts[stop]].split(self.counts[first:stop])
+        outs = values[:-1].split(self.counts[first:stop])
+        before = earlier(grad.pos, first, stop)
+        for begin, row, there, out in zip(before, rows, grad.spread.mT, outs, strict=True):
+            if begin:  # targets at earlier positions
+                out[:, :begin] = 0
+                out, there = out[:, begin:], there[:, begin:]
+            torch.mm(row, there, out=out)
         if grad.alone is not None:
             for pos, targets in groups(grad.pos):
-                out = values[self._at(pos, first), targets]
+                out = outs[pos - first][:, targets]
                 out.addmm_(self.vectors[self._at(pos)], grad.alone[targets].T)
         return [self._piece(first, stop, slice(0, len(grad.pos)), values)]
 
-    def _at(self, pos: int, first: int = 0) -> slice:
-        """The vectors at a position, counted from those at `first`."""
-        start = self.starts[first]
-        return slice(self.starts[pos] - start, self.starts[pos + 1] - start)
+    def _at(self, pos: int) -> slice:
+        """The vectors at a position."""
+        return slice(self.starts[pos], self.starts[pos + 1])
 
     def _alone(self, grad: Adjoint | Paths, pos: int, targets: slice) -> Piece:
         """The edges to those targets that are at one position, from there."""
@@ -162,6 +169,21 @@ class Piece:
     columns: np.ndarray
     pos: np.ndarray
     values: Tensor
+
+    @classmethod
+    def joined(cls, pieces: Sequence[Piece]) -> Piece:
+        """One of those that have the same targets, in their order."""
+        if len(pieces) == 1:
+            return pieces[0]
+        starts = np.cumsum([0, *(len(piece.values) for piece in pieces[:-1])])
+        rows = [start + piece.rows for start, piece in zip(starts, pieces, strict=True)]
+        return cls(
+            pieces[0].targets,
+            np.concatenate(rows),
+            np.concatenate([piece.columns for piece in pieces]),
+            np.concatenate([piece.pos for piece in pieces]),
+            torch.cat([piece.values for piece in pieces]),
+        )
 
 
 @dataclass(frozen=True, eq=False)

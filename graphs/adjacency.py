@@ -85,7 +85,7 @@ def _of_attribution(attribution: Attribution) -> Adjacency:
 
 
 def _without_zeros(matrix: sparse.csr_array) -> sparse.csr_array:
-    if np.count_nonzero(matrix.data) == matrix.nnz:
+    if matrix.data.all():
         return matrix
     matrix = matrix.copy()
     matrix.eliminate_zeros()

@@ -91,9 +91,9 @@ class Part:
 def prune_adjacency(whole: Adjacency, keep_influence: float, keep_edges: float) -> Part:
     """The three steps."""
     always = np.array([isinstance(node, TokenNode | LogitNode) for node in whole.nodes])
-    needs_input = np.array(
-        [isinstance(node, LatentNode) and node not in whole.off for node in whole.nodes]
-    )
+    needs_input = np.array([isinstance(node, LatentNode) for node in whole.nodes])
+    if whole.off:  # few are: most graphs need no look-up a node
+        needs_input &= [node not in whole.off for node in whole.nodes]
 
     influences = solve_influence(whole.matrix, whole.weights)
     kept = np.flatnonzero((influences >= _cut(influences, keep_influence)) | always)
