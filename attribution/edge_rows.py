@@ -45,7 +45,7 @@ class EdgeRows:
             n, k = values.shape
             data, indices = self._more(n * k)
             torch.from_numpy(data.reshape(k, n)).copy_(values.T)
-            indices.reshape(k, n)[:] = columns
+            torch.from_numpy(indices.reshape(k, n)).copy_(torch.from_numpy(columns))
             self._nodes.append(nodes[group])
             self._counts.append(np.full(k, n))
 

@@ -1,16 +1,17 @@
 """Time and memory of a graph with transcoders and of its pruning, beside circuit-tracer 0.5.0.
 
-python benchmarks/against_peers.py              # all cases, some 15 minutes on two idle cores
+python benchmarks/against_peers.py              # all cases, some 25 minutes on two idle cores
 python benchmarks/against_peers.py --quick      # the smallest
 python benchmarks/against_peers.py --only d256-10k-24 --only d2304-1k-24
 
 Both get the same random Gemma 2 and transcoders, the same prompt and thresholds, float32 and the
 same number of threads; each has every active latent in its graph and prunes with shares 0.8 and
 0.98. They run in turn, one process each; loading is not timed. Before times count, the two must
-have the same latents and the same edges. circuit-tracer (TransformerLens back end) runs in an
-environment of its own, made below --env on the first run (1 GB and more with torch: pip's
-configuration says where it comes from), with several batch sizes, of which the fastest counts.
-Linux only: peaks of memory are read from /proc.
+have the same latents and the same edges. Both draw the graph once before: what a process' first graph
+takes here is told aside. circuit-tracer (TransformerLens back end) runs in an environment of its
+own, made below --env on the first run (1 GB and more with torch: pip's configuration says where it
+comes from), with several batch sizes, of which the fastest counts. Linux only: peaks of memory are
+read from /proc.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ class Outcome:
 
     Attributes:
         batch_size: circuit-tracer's fastest.
+        first: Of the graph that is ours and that only warms the process.
         clock: `wall` or `cpu`: which seconds count.
         difference: Of the edges; see `TOLERANCE`.
     """
@@ -97,6 +99,7 @@ class Outcome:
     case: Case
     latents: int
     batch_size: int
+    first: dict[str, float]
     peer: list[dict[str, float]]
     ours: list[dict[str, float]]
     clock: str
@@ -394,7 +397,10 @@ def worker(command: list[Any], case: dict[str, Any]) -> Iterator[Any]:
 def measure_case(
     case: Case, told: dict[str, Any], python: Path, repeats: int, enough: float, clock: str
 ) -> Outcome:
-    """Both sides in turn; before that circuit-tracer with each batch size, to find its fastest."""
+    """Both sides in turn, once warm: ours by one graph, circuit-tracer by one with each batch size.
+
+    Of these the fastest is used.
+    """
     begun = time.perf_counter()
     samples = {side: f"{told['folder']}/{case.name}.{side}.npz" for side in ("peer", "ours")}
     with ExitStack() as stack:
@@ -404,12 +410,13 @@ def measure_case(
         for size in SHAPES[case.d_model].batch_sizes[case.latents]:
             tried[size] = peer(size, samples["peer"])
         best = min(tried, key=lambda size: tried[size][f"graph_{clock}"])
-        peers, own = [tried[best]], [ours(None, samples["ours"])]
+        first = ours(None, samples["ours"])
         latents, difference = compare(*(np.load(path) for path in samples.values()))
-        while len(peers) < repeats and time.perf_counter() - begun < enough:
+        peers, own = [], []
+        while not own or (len(own) < repeats and time.perf_counter() - begun < enough):
             peers.append(peer(best, None))
             own.append(ours(None, None))
-    return Outcome(case, latents, best, peers, own, clock, difference)
+    return Outcome(case, latents, best, first, peers, own, clock, difference)
 
 
 def compare(peer: Any, ours: Any) -> tuple[int, float]:
@@ -455,14 +462,15 @@ def show(outcomes: Sequence[Outcome]) -> None:
     """Times, memory and what was compared, a row a case."""
     click.echo(f"Seconds ({outcomes[0].clock}) of graph + pruning, medians:\n")
     click.echo(
-        "| case | latents | circuit-tracer (batch) | here | times faster | range, repeats |\n"
-        "| --- | ---: | ---: | ---: | ---: | ---: |"
+        "| case | latents | circuit-tracer (batch) | here | first here | times faster | "
+        "range, repeats |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     )
     for o in outcomes:
         theirs, own = o.totals
         click.echo(
             f"| {o.case.name} | {o.latents:,} | {o.shown(o.peer)} ({o.batch_size}) | "
-            f"{o.shown(o.ours)} | {theirs / own:.1f} | "
+            f"{o.shown(o.ours)} | {o.shown([o.first])} | {theirs / own:.1f} | "
             f"{min(o.ratios):.1f}-{max(o.ratios):.1f}, {len(o.ratios)} |"
         )
     click.echo(
@@ -473,7 +481,7 @@ def show(outcomes: Sequence[Outcome]) -> None:
     for o in outcomes:
         peaks = [
             [max(turn[f"{part}_bytes"] for turn in turns) / 1e9 for part in ("graph", "both")]
-            for turns in (o.peer, o.ours)
+            for turns in (o.peer, [o.first, *o.ours])
         ]
         (graph, both), (own_graph, own_both) = peaks
         click.echo(
