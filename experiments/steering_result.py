@@ -37,10 +37,10 @@ class SteeringCurve(Result):
       positions of the neutral texts that dictionaries read, resampled by text.
     - `random_kl`, `random_kl_min`, `random_kl_max`: of the random directions.
     - `slope`, `slope_low`, `slope_high`: of the response at dose 0, in the metric's units a dose:
-      the difference quotient of the smallest dose of which both signs were given (`step`); NaN if
-      there is none.
-    - `attributed`: that of `foretold`, from 0 to the smallest dose where there is no such step;
-      `ratio`: `slope / attributed`.
+      the difference quotient over the smallest dose of which both signs were given, from `-step` to
+      `step`; if none was, from 0 to the smallest dose (`step`), which bends with the curve.
+    - `attributed`: that of `foretold`; `ratio`: `slope / attributed`.
+    - `slope_sides`: 2 or 1, on how many sides of dose 0 both slopes are taken.
 
     Attributes:
         nodes: The latents.
@@ -99,8 +99,11 @@ class SteeringCurve(Result):
             pairs: A number for each prompt, the same for a prompt and its partner, `[n_prompts]`.
             draws: `n_bootstrap` and `seed`, of the intervals.
         """
-        slopes, step = _slopes(found.values[0], plan.doses)
-        attributed, _ = _slopes(found.foretold, plan.doses, one_sided=True)
+        low, high = _step(plan.doses)
+        slopes, attributed = (
+            (values[:, plan.doses.index(high)] - values[:, plan.doses.index(low)]) / (high - low)
+            for values in (found.values[0], found.foretold)
+        )
         columns = {
             "dose": np.array(plan.doses),
             **_with_interval("response", found.values[0], pairs, "", draws),
@@ -110,7 +113,8 @@ class SteeringCurve(Result):
             **_with_interval("kl", kl.values[0], kl.text_of, "kl_", draws),
             **_among("random_kl", kl.values[1:]),
             **_with_interval("slope", slopes[:, None], pairs, "slope_", draws),
-            "step": step,
+            "step": high,
+            "slope_sides": 2 if low else 1,
             "attributed": attributed.mean(),
         }
         return cls(
@@ -181,19 +185,9 @@ def _among(name: str, values: Array) -> dict[str, Array]:
     return {name: means.mean(0), f"{name}_min": means.min(0), f"{name}_max": means.max(0)}
 
 
-def _slopes(
-    values: Array, doses: tuple[float, ...], *, one_sided: bool = False
-) -> tuple[Array, float]:
-    """The difference quotient `[n_prompts]` between the smallest dose of both signs, and it.
-
-    Without one NaN; `one_sided`, the quotient between 0 and the smallest dose of any sign.
-    """
+def _step(doses: tuple[float, ...]) -> tuple[float, float]:
+    """The doses between which slopes are taken: the smallest of both signs, or 0 and the smallest."""
     both = [dose for dose in doses if dose > 0 and -dose in doses]
     if both:
-        low, high = -min(both), min(both)
-    elif one_sided:
-        low, high = 0.0, min((dose for dose in doses if dose), key=abs)
-    else:
-        return np.full(len(values), np.nan), np.nan
-    up, down = (values[:, doses.index(dose)] for dose in (high, low))
-    return (up - down) / (high - low), high
+        return -min(both), min(both)
+    return 0.0, min((dose for dose in doses if dose), key=abs)

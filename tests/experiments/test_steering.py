@@ -327,10 +327,22 @@ def test_seeds_and_batches(model):
         np.testing.assert_allclose(small[name], large[name], atol=1e-4)
 
 
-def test_without_doses_of_both_signs_there_is_no_slope(model):
+@pytest.mark.parametrize(
+    ("doses", "low", "high", "sides"),
+    [([1, 3], 0, 1, 1), ([-2, -0.5], 0, -0.5, 1), ([-2, -0.5, 1, 2], -2, 2, 2)],
+)
+def test_without_doses_of_both_signs_slopes_are_one_sided(model, doses, low, high, sides):
+    curve = steer(model, PROMPTS, NODES[:1], doses=doses, neutral=NEUTRAL[:1], n_random=0)
+    at = dict(zip(curve.table["dose"], curve.table["response"], strict=True))
+    told = dict(zip(curve.table["dose"], curve.table["foretold"], strict=True))
+    assert curve.slope == pytest.approx((at[high] - at[low]) / (high - low))
+    assert curve.attributed == pytest.approx((told[high] - told[low]) / (high - low))
+    assert set(curve.table["step"]) == {high}
+    assert set(curve.table["slope_sides"]) == {sides}
+
+
+def test_given_scales_and_no_random_directions(model):
     curve = steer(model, PROMPTS, NODES[:1], doses=[1], neutral=NEUTRAL, n_random=0, scales=[2.0])
-    assert np.isnan(curve.slope)
-    assert np.isfinite(curve.attributed)
     assert np.isnan(np.asarray(curve.table["random"])).all()
     assert curve.amounts(3) == {SpanNode(Site(1, "attn"), 7, "all"): 6.0}
     assert set(curve.frame()["unit"]) == {"given scale"}
