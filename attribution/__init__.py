@@ -3,10 +3,10 @@
 from attribution.attention import AttentionPairs, attention_pairs
 from attribution.attribute import Attribution, attribute, forecast
 from attribution.bootstrap import bootstrap_mean
-from attribution.dataset import DatasetAttribution, attribute_dataset
+from attribution.edges.expectation import Forecast
 from attribution.effects import Effects, SiteEffects, total_effects
-from attribution.expectation import Forecast
 from attribution.integrated import integrated_each, integrated_effects
+from attribution.many.dataset import DatasetAttribution, attribute_dataset
 from attribution.metrics import (
     Metric,
     Targets,

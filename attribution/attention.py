@@ -23,10 +23,10 @@ from torch import Tensor
 
 from attribution.attribute import check_question, edge_rule, node_table, record
 from attribution.choice import strongest
-from attribution.edge_rows import EdgeRows
-from attribution.edges import WORKING_MEMORY, Stretches
+from attribution.edges.direct import WORKING_MEMORY, Stretches
+from attribution.edges.local_pass import local_pass
+from attribution.edges.rows import EdgeRows
 from attribution.effects import total_effects
-from attribution.local_pass import local_pass
 from attribution.metrics import BoundMetric
 from attribution.targets import attention_score, head_of, queries_and_keys
 from circuits import Node, Prompt, SplicedModel, UserError

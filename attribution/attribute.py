@@ -20,12 +20,12 @@ from torch import Tensor
 
 from attribution.baseline import changes_of, integrated_from
 from attribution.choice import check_latents, given, influential, strongest, within
-from attribution.edges import WORKING_MEMORY, Stretches, direct_effects
+from attribution.edges.direct import WORKING_MEMORY, Stretches, direct_effects
+from attribution.edges.expectation import Forecast, expected
+from attribution.edges.local_pass import local_pass
+from attribution.edges.node_table import NodeTable
 from attribution.effects import Effects, total_effects
-from attribution.expectation import Forecast, expected
-from attribution.local_pass import local_pass
 from attribution.metrics import Metric, Score, Targets, bind_all
-from attribution.node_table import NodeTable
 from circuits import (
     LatentNode,
     Node,

@@ -13,9 +13,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from attribution.adjoints import NormMap
-from attribution.local_pass import LayerMaps, layer_maps, watched
-from attribution.node_table import NodeTable
+from attribution.edges.adjoints import NormMap
+from attribution.edges.local_pass import LayerMaps, layer_maps, watched
+from attribution.edges.node_table import NodeTable
 from circuits import Dictionary, Reference, Site, SplicedModel
 from circuits.active import Active, write_active
 from circuits.cross_layer import Carried

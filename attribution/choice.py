@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from attribution.edge_rows import EdgeRows
-from attribution.edges import Stretches
+from attribution.edges.direct import Stretches
+from attribution.edges.rows import EdgeRows
 from attribution.effects import Effects
 from attribution.influence import solve_influence
 from circuits import LatentNode, Site, SplicedModel, UserError

@@ -7,11 +7,11 @@ python benchmarks/against_peers.py --only d256-10k-24 --only d2304-1k-24
 Both get the same random Gemma 2 and transcoders, the same prompt and thresholds, float32 and the
 same number of threads; each has every active latent in its graph and prunes with shares 0.8 and
 0.98. They run in turn, one process each; loading is not timed. Before times count, the two must
-have the same latents and the same edges. Both draw the graph once before: what a process' first graph
-takes here is told aside. circuit-tracer (TransformerLens back end) runs in an environment of its
-own, made below --env on the first run (1 GB and more with torch: pip's configuration says where it
-comes from), with several batch sizes, of which the fastest counts. Linux only: peaks of memory are
-read from /proc.
+have the same latents and the same edges. Both draw the graph once before: what a process' first
+graph takes here is told aside. circuit-tracer (TransformerLens back end) runs in an environment of
+its own, made below --env on the first run (1 GB and more with torch: pip's configuration says where
+it comes from), with several batch sizes, of which the fastest counts. Linux only: peaks of memory
+are read from /proc.
 """
 
 from __future__ import annotations

@@ -29,11 +29,11 @@ import psutil
 import torch
 
 from attribution import attribute, logit_diff
-from attribution.edges import direct_effects
+from attribution.edges.direct import direct_effects
+from attribution.edges.local_pass import local_pass
+from attribution.edges.node_table import NodeTable
 from attribution.effects import total_effects
-from attribution.local_pass import local_pass
 from attribution.metrics import bind
-from attribution.node_table import NodeTable
 from circuits import KINDS, Dictionary, Site, SplicedModel, load_gemma, splice
 from circuits.active import Active
 from circuits.freeze import Freeze

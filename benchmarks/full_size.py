@@ -56,7 +56,7 @@ def build_model(size: str, folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedTokenizerFast
 
-    from circuits.shapes import shapes
+    from circuits.loading.shapes import shapes
 
     shape = shapes()[size]
     config = Gemma2Config(
@@ -96,8 +96,8 @@ def build_model(size: str, folder: Path) -> None:
 def build_dictionaries(model_folder: Path, folder: Path) -> None:
     """Tied random dictionaries whose thresholds let `ACTIVE` latents through on the model."""
     from circuits.dictionaries import Dictionary
-    from circuits.models import load_gemma
-    from circuits.npz import save_npz
+    from circuits.formats.npz import save_npz
+    from circuits.loading.models import load_gemma
 
     activations = capture(load_gemma(str(model_folder), device="cpu"))
     for number, (site, x) in enumerate(tqdm(sorted(activations.items()), "dictionaries")):

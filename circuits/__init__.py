@@ -2,10 +2,10 @@
 
 from circuits.dictionaries import Dictionary
 from circuits.errors import UserError
-from circuits.gemma_scope import gemma_scope
 from circuits.interventions import Intervention, mean, scale, set_to, zero
-from circuits.load import load
-from circuits.models import load_gemma
+from circuits.loading.gemma_scope import gemma_scope
+from circuits.loading.load import load
+from circuits.loading.models import load_gemma
 from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, Node, TokenNode, parse_node
 from circuits.outputs import HookPoint, Logits, Output, SiteInput
 from circuits.prompts import Prompt

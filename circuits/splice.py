@@ -33,7 +33,8 @@ from circuits.hooks import (
     site_hooks,
 )
 from circuits.interventions import Edit, Intervention, edits
-from circuits.models import model_config
+from circuits.loading.models import model_config
+from circuits.loading.store import DictionaryStore
 from circuits.outputs import (
     ALL_LOGITS,
     LAST_LOGITS,
@@ -47,7 +48,6 @@ from circuits.outputs import (
 )
 from circuits.prompts import Prompt
 from circuits.sites import Site
-from circuits.store import DictionaryStore
 from circuits.trace import SiteTrace, Trace
 from circuits.vocabulary import Prompts, Vocabulary
 

@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from experiments.ablation import AblationRow, Ablations, ablate_each
-    from experiments.attribution_accuracy import AttributionReport, attribution_report
-    from experiments.comparison import CrossTask, Overlap, circuit_overlap, cross_task
-    from experiments.drop_one import Minimality, minimality
+    from experiments.accuracy.report import AttributionReport, attribution_report
+    from experiments.circuit.comparison import CrossTask, Overlap, circuit_overlap, cross_task
+    from experiments.circuit.drop_one import Minimality, minimality
+    from experiments.circuit.faithfulness import faithfulness_curve
+    from experiments.circuit.faithfulness_result import CircuitScore, FaithfulnessCurve
+    from experiments.circuit.pooled_circuit import DatasetCircuit, dataset_circuit
     from experiments.edges import (
         EdgeKnockouts,
         PathPatch,
@@ -15,15 +18,12 @@ if TYPE_CHECKING:
         path_patch,
         strongest_paths,
     )
-    from experiments.faithfulness import faithfulness_curve
-    from experiments.faithfulness_result import CircuitScore, FaithfulnessCurve
     from experiments.gates import GateReport, GateRow, check_dictionaries
-    from experiments.generation import Generation, generate
-    from experiments.kinds_compared import KindsCompared, compare_kinds
-    from experiments.latent_table import AblationTable, ablation_table
+    from experiments.latents.kinds_compared import KindsCompared, compare_kinds
+    from experiments.latents.table import AblationTable, ablation_table
     from experiments.planning import Plan, plan
-    from experiments.pooled_circuit import DatasetCircuit, dataset_circuit
-    from experiments.steering import SteeringCurve, steer
+    from experiments.steering.dose_response import SteeringCurve, steer
+    from experiments.steering.generation import Generation, generate
     from experiments.tasks import TASKS, Task
 
 __all__ = [
@@ -67,19 +67,19 @@ __all__ = [
 
 _NAMES = {
     "ablation": ("AblationRow", "Ablations", "ablate_each"),
-    "attribution_accuracy": ("AttributionReport", "attribution_report"),
-    "comparison": ("CrossTask", "Overlap", "circuit_overlap", "cross_task"),
+    "accuracy.report": ("AttributionReport", "attribution_report"),
+    "circuit.comparison": ("CrossTask", "Overlap", "circuit_overlap", "cross_task"),
     "edges": ("EdgeKnockouts", "PathPatch", "edge_knockout", "path_patch", "strongest_paths"),
-    "drop_one": ("Minimality", "minimality"),
-    "faithfulness": ("faithfulness_curve",),
-    "faithfulness_result": ("CircuitScore", "FaithfulnessCurve"),
+    "circuit.drop_one": ("Minimality", "minimality"),
+    "circuit.faithfulness": ("faithfulness_curve",),
+    "circuit.faithfulness_result": ("CircuitScore", "FaithfulnessCurve"),
     "gates": ("GateReport", "GateRow", "check_dictionaries"),
-    "generation": ("Generation", "generate"),
-    "kinds_compared": ("KindsCompared", "compare_kinds"),
-    "latent_table": ("AblationTable", "ablation_table"),
+    "steering.generation": ("Generation", "generate"),
+    "latents.kinds_compared": ("KindsCompared", "compare_kinds"),
+    "latents.table": ("AblationTable", "ablation_table"),
     "planning": ("Plan", "plan"),
-    "pooled_circuit": ("DatasetCircuit", "dataset_circuit"),
-    "steering": ("SteeringCurve", "steer"),
+    "circuit.pooled_circuit": ("DatasetCircuit", "dataset_circuit"),
+    "steering.dose_response": ("SteeringCurve", "steer"),
     "tasks": ("TASKS", "Task"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

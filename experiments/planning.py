@@ -18,13 +18,13 @@ import torch
 
 from circuits import KINDS, UserError
 from circuits.catalogue import DEFAULT_WIDTH, DictionaryFile, catalogue, choose_files, latents_of
-from circuits.gemma_scope import no_scope
-from circuits.hub import Revision, check_revision, revision_of
-from circuits.mapped import copy_path
+from circuits.loading.gemma_scope import no_scope
+from circuits.loading.hub import Revision, check_revision, revision_of
+from circuits.loading.mapped import copy_path
+from circuits.loading.models import HUB_MODELS, default_device
+from circuits.loading.shapes import Shape, shapes
+from circuits.loading.store import PASSING
 from circuits.memory import SHARE, free_bytes, show_bytes
-from circuits.models import HUB_MODELS, default_device
-from circuits.shapes import Shape, shapes
-from circuits.store import PASSING
 
 ON_DISK = torch.float32
 """What Gemma Scope's files are stored in."""

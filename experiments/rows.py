@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from attribution.edges import WORKING_MEMORY
+from attribution.edges.direct import WORKING_MEMORY
 from circuits import SplicedModel
 from circuits.memory import parse_bytes
 

@@ -27,7 +27,7 @@ def circuit(many: Many, k: int, errors: bool) -> None:
       circuits circuit --task ioi --prompts 30 --size 30
       circuits circuit --task agreement_rc --out circuit.csv --out circuit.svg
     """
-    from experiments.pooled_circuit import dataset_circuit
+    from experiments.circuit.pooled_circuit import dataset_circuit
 
     result = dataset_circuit(
         many.model,

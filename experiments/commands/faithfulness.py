@@ -12,7 +12,7 @@ from experiments.commands.options import Files, errors_option, writes
 from experiments.commands.question import Asked, answerable, asks, reference_named
 
 if TYPE_CHECKING:
-    from experiments.faithfulness_result import FaithfulnessCurve
+    from experiments.circuit.faithfulness_result import FaithfulnessCurve
 
 
 @click.command(short_help="How much of the answer circuits of each size keep.")
@@ -67,8 +67,8 @@ def faithfulness(
       circuits faithfulness --task agreement_rc --errors scored --sizes mib
     """
     from attribution import total_effects
-    from experiments.faithfulness import faithfulness_curve
-    from experiments.rankings import strongest_first
+    from experiments.circuit.faithfulness import faithfulness_curve
+    from experiments.circuit.rankings import strongest_first
 
     chosen = _sizes(sizes)
     question = answerable(asked, graphs=True)

@@ -49,7 +49,7 @@ def info(
     """
     from circuits.catalogue import catalogue
     from circuits.errors import UserError
-    from circuits.models import HUB_MODELS, bundled_models
+    from circuits.loading.models import HUB_MODELS, bundled_models
 
     given = {
         "sites": sites and [kind.strip() for kind in sites.split(",")],
@@ -78,7 +78,7 @@ def info(
 
 def _list_models() -> None:
     from circuits.catalogue import catalogue
-    from circuits.models import HUB_MODELS, bundled_models
+    from circuits.loading.models import HUB_MODELS, bundled_models
     from experiments.results import layout
 
     rows = [(name, "bundled with the project") for name in bundled_models()]
@@ -93,7 +93,7 @@ def _list_models() -> None:
 def _describe_hub(model: str, scope: str, choice: dict) -> None:
     """From the catalogue, the shapes, the cache and this machine's memory."""
     from circuits.errors import UserError
-    from circuits.shapes import shapes
+    from circuits.loading.shapes import shapes
     from experiments.planning import check_planned, plan
 
     check_planned(model, scope)
@@ -120,7 +120,7 @@ def _describe_hub(model: str, scope: str, choice: dict) -> None:
 
 def _print_files(plan: Plan) -> None:
     """What is taken, from where, and what of it is there already."""
-    from circuits.mapped import copies_folder
+    from circuits.loading.mapped import copies_folder
     from circuits.memory import show_bytes
     from experiments.results import layout
 
@@ -145,8 +145,8 @@ def _print_memory(plan: Plan) -> None:
     """What loading needs beside what there is."""
     import torch
 
+    from circuits.loading.store import PASSING
     from circuits.memory import show_bytes
-    from circuits.store import PASSING
     from experiments.results import layout
 
     dtypes = (torch.bfloat16, torch.float32)

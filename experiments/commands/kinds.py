@@ -29,8 +29,8 @@ def kinds(many: Many, names: str, top: int) -> None:
       circuits kinds --task ioi --kinds patch,zero --out kinds.svg
     """
     from experiments.kinds import kind_named
-    from experiments.kinds_compared import compare_kinds
-    from experiments.latent_table import screen
+    from experiments.latents.kinds_compared import compare_kinds
+    from experiments.latents.table import screen
     from experiments.pooled import pooled_effects
     from experiments.results import layout
     from experiments.traced import traced_once

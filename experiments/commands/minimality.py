@@ -37,7 +37,7 @@ def minimality(many: Many, size: int, method: str, errors: str, inflations: int)
       circuits minimality --task ioi --downstream freeze --out minimality.csv --out minimality.svg
     """
     from circuits.errors import UserError
-    from experiments.drop_one import minimality as minimality_of
+    from experiments.circuit.drop_one import minimality as minimality_of
     from experiments.methods import Question, method_named
 
     ranks = method_named(method)

@@ -24,7 +24,7 @@ def report(many: Many, top: int) -> None:
       circuits report --task agreement_rc --prompts 10
       circuits report --task ioi --kind zero --out report.csv --out report.svg
     """
-    from experiments.attribution_accuracy import attribution_report
+    from experiments.accuracy.report import attribution_report
 
     result = attribution_report(
         many.model,

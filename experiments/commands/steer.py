@@ -9,7 +9,7 @@ import click
 from experiments.commands.many import Many, asks_many
 
 if TYPE_CHECKING:
-    from experiments.steering import SteeringCurve
+    from experiments.steering.dose_response import SteeringCurve
 
 
 @click.command(short_help="Raise or set latents: response by dose, side effects, continuations.")
@@ -72,10 +72,10 @@ def steer(
     """
     from pathlib import Path
 
-    from experiments.generation import check_continuation
-    from experiments.steering import DOSES
-    from experiments.steering import steer as steer_latents
-    from experiments.steering_vectors import steered_nodes
+    from experiments.steering.dose_response import DOSES
+    from experiments.steering.dose_response import steer as steer_latents
+    from experiments.steering.generation import check_continuation
+    from experiments.steering.vectors import steered_nodes
 
     if start is not None:
         # refused now, not after all the work
@@ -103,7 +103,7 @@ def steer(
 
 def _continue(many: Many, curve: SteeringCurve, start: str, n_tokens: int) -> None:
     """Print the continuation of `start` at each dose."""
-    from experiments.generation import generate
+    from experiments.steering.generation import generate
 
     click.echo()
     for dose in curve.table["dose"].tolist():

@@ -36,7 +36,7 @@ def table(many: Many, top: int, every: bool, controls: int) -> None:
       circuits table --task agreement_rc --prompts 20 --top 20
       circuits table --task ioi --kind mean --out ioi_table.csv --out ioi_table.svg
     """
-    from experiments.latent_table import ablation_table
+    from experiments.latents.table import ablation_table
 
     result = ablation_table(
         many.model,

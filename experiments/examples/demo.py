@@ -23,8 +23,8 @@ from circuits import (
     zero_reference,
 )
 from experiments.ablation import Ablations, ablate_each, pearson
+from experiments.circuit.faithfulness import faithfulness_curve
 from experiments.commands.tables import ablation_table
-from experiments.faithfulness import faithfulness_curve
 from graphs import (
     AttributionGraph,
     completeness_score,

@@ -11,7 +11,7 @@ from typing import Any
 
 from circuits import UserError
 from circuits.formula import DOWNSTREAM
-from experiments.circuit_runs import ERRORS
+from experiments.circuit.runs import ERRORS
 from experiments.methods import method_named
 
 LISTS = ("tasks", "methods", "ablations", "sizes", "seeds", "sites")

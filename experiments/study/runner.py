@@ -15,12 +15,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from attribution.prompt_store import digest
+from attribution.many.prompt_store import digest
 from circuits import SplicedModel, UserError, load
-from circuits.array_files import read_json
 from circuits.files import write_atomically
+from circuits.formats.array_files import read_json
+from experiments.circuit.faithfulness import faithfulness_curve
 from experiments.datasets import Pairs
-from experiments.faithfulness import faithfulness_curve
 from experiments.kinds import kind_named
 from experiments.methods import Question, method_named
 from experiments.named import prompts_named, spans_for

@@ -20,7 +20,7 @@ from transformers import Gemma2ForCausalLM
 
 from circuits.dictionaries import Dictionary
 from circuits.files import check_writable, write_atomically
-from circuits.gemma_scope import dictionaries_from_folder
+from circuits.loading.gemma_scope import dictionaries_from_folder
 from circuits.sites import KINDS, Site
 from experiments.tasks import TASKS
 from experiments.tiny.activations import (

@@ -20,7 +20,7 @@ from transformers import Gemma2ForCausalLM
 
 from circuits.dictionaries import Dictionary
 from circuits.files import write_atomically
-from circuits.npz import save_npz
+from circuits.formats.npz import save_npz
 from circuits.sites import Site
 from experiments.tiny.activations import Activations, collect
 from experiments.tiny.jumprelu import Recipe, fit

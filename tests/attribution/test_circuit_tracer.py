@@ -21,10 +21,10 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from attribution.edges import direct_effects
-from attribution.local_pass import local_pass
+from attribution.edges.direct import direct_effects
+from attribution.edges.local_pass import local_pass
+from attribution.edges.node_table import NodeTable
 from attribution.metrics import bind
-from attribution.node_table import NodeTable
 from circuits import (
     Dictionary,
     ErrorNode,
@@ -37,7 +37,7 @@ from circuits import (
 )
 from circuits.active import Active
 from circuits.freeze import Freeze
-from circuits.gemma_scope import dictionaries_from_folder
+from circuits.loading.gemma_scope import dictionaries_from_folder
 from tests.attribution.test_edge_engine import close, missed
 from tests.random_gemma import save_words
 

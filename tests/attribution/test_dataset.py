@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from pandas.testing import assert_frame_equal
 
-import attribution.dataset
+import attribution.many.dataset
 from attribution import attribute, attribute_dataset, kl, log_prob, logit_diff, total_effects
-from attribution.dataset_choice import choose_edges, choose_latents, each
-from attribution.pooling import Space, edge_row, node_row
-from attribution.prompt_store import PromptStore
-from attribution.statistics import statistics
+from attribution.many.choice import choose_edges, choose_latents, each
+from attribution.many.pooling import Space, edge_row, node_row
+from attribution.many.prompt_store import PromptStore
+from attribution.many.statistics import statistics
 from circuits import LatentNode, Prompt, Site, UserError, corrupted_reference, splice
 from experiments.tasks import TASKS
 from tests.random_gemma import chosen_dictionaries, random_dictionaries
@@ -189,14 +189,14 @@ def computed(monkeypatch):
     """Which prompts effects and edges were computed of."""
     calls = {"total_effects": [], "attribute": []}
     for name, seen in calls.items():
-        original = getattr(attribution.dataset, name)
+        original = getattr(attribution.many.dataset, name)
 
         def counted(model, prompt, *args, original=original, seen=seen, **options):
             result = original(model, prompt, *args, **options)
             seen.append(prompt)
             return result
 
-        monkeypatch.setattr(attribution.dataset, name, counted)
+        monkeypatch.setattr(attribution.many.dataset, name, counted)
     return calls
 
 

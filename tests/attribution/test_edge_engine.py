@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from attribution import attribute, forecast, logit_diff
-from attribution.edges import direct_effects
+from attribution.edges.direct import direct_effects
+from attribution.edges.local_pass import local_pass
+from attribution.edges.node_table import NodeTable
 from attribution.influence import solve_influence
-from attribution.local_pass import local_pass
 from attribution.metrics import bind
-from attribution.node_table import NodeTable
 from circuits import Dictionary, LatentNode, LogitNode, Site, UserError, load_gemma, splice
 from circuits.active import Active
 from circuits.freeze import Freeze
@@ -338,7 +338,7 @@ def test_rules_for_gated_mlps_against_their_definitions():
 
 def test_without_memory_batches_are_halved_and_nothing_changes(model, monkeypatch):
     whole = attribute(model, "w1 w5 w9 w2", METRIC, max_latents=100).edges
-    import attribution.edges as edges
+    import attribution.edges.direct as edges
 
     descend = edges.descend
 

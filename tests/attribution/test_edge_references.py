@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attribution import attribute
 from attribution.baseline import integrated_from
-from attribution.local_pass import local_pass
+from attribution.edges.local_pass import local_pass
 from attribution.metrics import bind
 from circuits import (
     BiasNode,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attribution import attribute, logit_diff
-from attribution.local_pass import local_pass
+from attribution.edges.local_pass import local_pass
 from attribution.metrics import bind
 from circuits import (
     KINDS,

@@ -7,14 +7,14 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from attribution import path_maps
-from attribution.adjoints import Adjoint
-from attribution.edges import Stretches, direct_effects
-from attribution.local_pass import local_pass
+from attribution.edges import path_maps
+from attribution.edges.adjoints import Adjoint
+from attribution.edges.direct import Stretches, direct_effects
+from attribution.edges.local_pass import local_pass
+from attribution.edges.path_maps import HeldAttention, PathMaps
+from attribution.edges.paths import Paths
+from attribution.edges.side_by_side import side_by_side
 from attribution.metrics import bind
-from attribution.path_maps import HeldAttention, PathMaps
-from attribution.paths import Paths
-from attribution.side_by_side import side_by_side
 from circuits.freeze import Freeze
 from tests.attribution.test_edge_engine import (
     METRIC,

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from circuits.dictionaries import Dictionary
-from circuits.npz import save_npz
+from circuits.formats.npz import save_npz
 
 D_IN, D_SAE = 6, 10
 

@@ -9,8 +9,8 @@ import pytest
 
 from circuits.catalogue import CANONICAL_L0, DictionaryFile, catalogue, choose_files
 from circuits.errors import UserError
-from circuits.gemma_scope import gemma_scope, scope_files
-from circuits.models import HUB_MODELS
+from circuits.loading.gemma_scope import gemma_scope, scope_files
+from circuits.loading.models import HUB_MODELS
 from circuits.sites import ALL_KINDS, KINDS, Site, check_kinds
 
 KIND_OF_COLUMN = {"att": "attn", "mlp": "mlp", "res": "resid", "transcoder": "transcoder"}

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from circuits import sources
-from circuits.dictionary_formats import find_dictionaries, load_dictionary, site_of
 from circuits.errors import UserError
-from circuits.gemma_scope import dictionaries_from_folder
+from circuits.formats.recognise import find_dictionaries, load_dictionary, site_of
+from circuits.loading import sources
+from circuits.loading.gemma_scope import dictionaries_from_folder
 from circuits.sites import Site
 
 SAVED = Path(__file__).parents[1] / "attribution" / "fixtures" / "circuit_tracer_cross_layer"

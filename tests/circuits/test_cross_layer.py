@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from circuits import ErrorNode, LatentNode, Site, UserError, scale, splice, zero
-from circuits.mapped import open_mapped, save_mapped
-from circuits.npz import save_npz
-from circuits.store import DictionaryStore
+from circuits.formats.npz import save_npz
+from circuits.loading.mapped import open_mapped, save_mapped
+from circuits.loading.store import DictionaryStore
 from tests.random_gemma import (
     D_MODEL,
     D_SAE,

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from circuits.dictionaries import ARRAYS, Dictionary
 from circuits.errors import UserError
+from circuits.loading.store import DictionaryStore
 from circuits.sites import Site
-from circuits.store import DictionaryStore
 from tests.circuits.small_dictionaries import as_dictionary, random_arrays
 
 FIXTURE = Path(__file__).parent / "fixtures" / "saelens_jumprelu.npz"

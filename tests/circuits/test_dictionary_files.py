@@ -11,7 +11,7 @@ import torch
 
 from circuits.dictionaries import ARRAYS
 from circuits.errors import UserError
-from circuits.npz import load_npz, save_npz
+from circuits.formats.npz import load_npz, save_npz
 from tests.circuits.small_dictionaries import as_dictionary, random_arrays
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from circuits import dictionary_learning, npz, saelens
 from circuits.dictionaries import ARRAYS
-from circuits.dictionary_formats import find_dictionaries, load_dictionary, site_of
 from circuits.errors import UserError
+from circuits.formats import dictionary_learning, npz, saelens
+from circuits.formats.recognise import find_dictionaries, load_dictionary, site_of
 from circuits.sites import Site
 from tests.circuits.small_dictionaries import as_dictionary, random_arrays
 

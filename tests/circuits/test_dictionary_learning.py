@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from circuits.dictionary_learning import (
+from circuits.errors import UserError
+from circuits.formats.dictionary_learning import (
     NAMES_OF,
     load_dictionary_learning,
     site_of_dictionary_learning,
 )
-from circuits.errors import UserError
 
 FIXTURES = Path(__file__).parent / "fixtures" / "dictionary_learning"
 SITES = {

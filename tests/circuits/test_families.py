@@ -32,9 +32,9 @@ from circuits import (
     zero,
 )
 from circuits.families import families, family_of
+from circuits.formats.npz import save_npz
 from circuits.freeze import Freeze
 from circuits.interventions import edits
-from circuits.npz import save_npz
 from circuits.sites import ALL_KINDS
 from graphs import AttributionGraph, label_latents
 from graphs.labels import promoted_logits

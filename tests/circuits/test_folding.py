@@ -6,7 +6,7 @@ import torch
 
 from circuits.dictionaries import Dictionary
 from circuits.errors import UserError
-from circuits.folding import (
+from circuits.formats.folding import (
     b_dec_subtracted,
     gate_as_threshold,
     input_scaled,

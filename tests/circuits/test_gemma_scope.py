@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from circuits.errors import UserError
-from circuits.gemma_scope import dictionaries_from_folder
-from circuits.npz import save_npz
+from circuits.formats.npz import save_npz
+from circuits.loading.gemma_scope import dictionaries_from_folder
 from circuits.sites import Site
 from tests.circuits.small_dictionaries import D_IN, dictionary, put
 

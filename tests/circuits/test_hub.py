@@ -15,10 +15,10 @@ from huggingface_hub import constants
 
 from circuits.catalogue import catalogue, choose_files
 from circuits.errors import UserError
-from circuits.gemma_scope import gemma_scope, locator, scope_files
-from circuits.hub import commit_of, download, list_files, verify
-from circuits.models import load_gemma
-from circuits.npz import load_npz, save_npz
+from circuits.formats.npz import load_npz, save_npz
+from circuits.loading.gemma_scope import gemma_scope, locator, scope_files
+from circuits.loading.hub import commit_of, download, list_files, verify
+from circuits.loading.models import load_gemma
 from circuits.sites import KINDS, Site
 from circuits.splice import splice
 from tests.circuits.hub import Hub
@@ -66,7 +66,7 @@ def load_two(**choice):
 
 
 SCRIPT = """
-from circuits.gemma_scope import gemma_scope
+from circuits.loading.gemma_scope import gemma_scope
 
 for site, dictionary in gemma_scope("gemma-2-2b", layers=[0, 1], sites=("mlp",)).items():
     print(site, dictionary.name, dictionary.average_l0, dictionary.b_dec[0].item())

@@ -14,9 +14,9 @@ from huggingface_hub import constants
 
 from circuits import Site, UserError
 from circuits.catalogue import catalogue, choose_files
-from circuits.hub import commit_of, download_model
-from circuits.models import model_folder
-from circuits.npz import save_npz
+from circuits.formats.npz import save_npz
+from circuits.loading.hub import commit_of, download_model
+from circuits.loading.models import model_folder
 from tests.circuits.hub import Hub
 from tests.random_gemma import N_LAYERS, random_dictionaries, save_random_gemma
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from circuits import Site, UserError, mapped
-from circuits.mapped import copy_path, mapped_copy, open_mapped, save_mapped
+from circuits import Site, UserError
+from circuits.loading import mapped
+from circuits.loading.mapped import copy_path, mapped_copy, open_mapped, save_mapped
 from tests.random_gemma import random_dictionaries
 
 DICTIONARY = random_dictionaries()[Site(1, "attn")]

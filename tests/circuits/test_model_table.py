@@ -14,8 +14,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from circuits import Dictionary, Site, SplicedModel, load_gemma, splice
 from circuits.freeze import Freeze
-from circuits.models import HUB_MODELS
-from circuits.shapes import Shape, shapes
+from circuits.loading.models import HUB_MODELS
+from circuits.loading.shapes import Shape, shapes
 
 N_LAYERS, VOCAB, D_SAE = 2, 512, 8
 WIDTHS = {  # of attn; of embed, mlp and resid

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from circuits import Site, UserError, load, load_gemma
-from circuits.npz import save_npz
+from circuits.formats.npz import save_npz
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from circuits.errors import UserError
-from circuits.saelens import ARRAYS_OF, load_saelens, site_of_hook, site_of_saelens
+from circuits.formats.saelens import ARRAYS_OF, load_saelens, site_of_hook, site_of_saelens
 
 FIXTURES = Path(__file__).parent / "fixtures" / "saelens"
 SITES = {

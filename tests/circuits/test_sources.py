@@ -5,9 +5,10 @@ import torch
 from safetensors.torch import save_file
 
 from attribution import logit_diff, total_effects
-from circuits import Site, UserError, load, sources
-from circuits.gemma_scope import dictionaries_from_folder
-from circuits.npz import save_npz
+from circuits import Site, UserError, load
+from circuits.formats.npz import save_npz
+from circuits.loading import sources
+from circuits.loading.gemma_scope import dictionaries_from_folder
 from tests.random_gemma import TEXT, random_dictionaries
 
 HOMES = {"attn": "my-att", "mlp": "my-mlp", "resid": "my-res"}

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from attribution import attribute, logit_diff, total_effects
-from circuits import Site, UserError, splice, store, zero_reference
-from circuits.mapped import open_mapped, save_mapped
-from circuits.store import DictionaryStore
+from circuits import Site, UserError, splice, zero_reference
+from circuits.loading import store
+from circuits.loading.mapped import open_mapped, save_mapped
+from circuits.loading.store import DictionaryStore
 from experiments import ablate_each, faithfulness_curve
 from tests.random_gemma import TEXT, random_dictionaries
 

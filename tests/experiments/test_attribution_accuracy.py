@@ -20,8 +20,8 @@ from circuits import (
     splice,
 )
 from circuits.interventions import edits
-from experiments.attribution_accuracy import attribution_report
-from experiments.attribution_pairs import Case, transitions
+from experiments.accuracy.pairs import Case, transitions
+from experiments.accuracy.report import attribution_report
 from experiments.kinds import patch, zero
 from experiments.pooled import baseline
 from experiments.statistics import agreement
@@ -107,7 +107,7 @@ def test_what_attribution_overlooks_shows_among_the_random_nodes(model, monkeypa
         return half
 
     for estimator in (total_effects, integrated_effects):
-        name = f"experiments.attribution_pairs.{estimator.__name__}"
+        name = f"experiments.accuracy.pairs.{estimator.__name__}"
         monkeypatch.setattr(name, blind(estimator))
     report = attribution_report(
         model, PROMPTS[:1], n_nodes=30, n_errors=0, n_points=2, shares=[1.0]

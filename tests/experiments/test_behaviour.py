@@ -5,9 +5,9 @@ import pytest
 
 from attribution import logit
 from circuits import Prompt, UserError
-from experiments.behaviour import Behaviour
-from experiments.circuit_question import Gains, check_gap, enough
-from experiments.latent_table import ablation_table
+from experiments.circuit.question import Gains, check_gap, enough
+from experiments.latents.behaviour import Behaviour
+from experiments.latents.table import ablation_table
 from tests.experiments.test_pooled import PROMPTS
 
 DRAWS = {"n_bootstrap": 400, "seed": 0}

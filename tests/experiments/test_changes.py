@@ -6,10 +6,10 @@ import torch
 from circuits import ErrorNode, LatentNode, Reference, Site, UserError
 from circuits.splice import SplicedModel
 from experiments.changes import changes_to
+from experiments.circuit.pooled_circuit import dataset_circuit
 from experiments.kinds import mean_of, patch, resample, set_value, zero
-from experiments.kinds_compared import compare_kinds
+from experiments.latents.kinds_compared import compare_kinds
 from experiments.pooled import measured_by_kind, measured_effects
-from experiments.pooled_circuit import dataset_circuit
 from experiments.spans import SpanNode, whole
 from experiments.traced import traced_once
 from tests.experiments.test_pooled import PROMPTS

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from circuits import Site, splice
-from circuits.models import BUNDLED
+from circuits.loading.models import BUNDLED
 from experiments.ablation import pearson
 from experiments.cli import main
 from experiments.commands.minimality import minimality

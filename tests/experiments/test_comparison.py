@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from circuits import Site, UserError, load
-from experiments.comparison import circuit_overlap, cross_task
-from experiments.faithfulness import faithfulness_curve
+from experiments.circuit.comparison import circuit_overlap, cross_task
+from experiments.circuit.faithfulness import faithfulness_curve
 from experiments.kinds import patch
 from experiments.pooled import pooled_effects
 from experiments.spans import SpanNode, whole

@@ -19,8 +19,8 @@ from circuits import (
     zero_reference,
 )
 from circuits.interventions import edits
-from experiments.circuit_runs import Candidates, run_kept
-from experiments.faithfulness import faithfulness_curve
+from experiments.circuit.faithfulness import faithfulness_curve
+from experiments.circuit.runs import Candidates, run_kept
 from graphs import AttributionGraph
 
 PROMPT = Prompt(

@@ -6,12 +6,12 @@ import pytest
 from attribution import attribute, logit_diff
 from attribution.metrics import bind
 from circuits import ErrorNode, LatentNode, Prompt, Reference, Site, UserError
-from experiments.circuit_cases import CircuitCases, rows_in
-from experiments.faithfulness import faithfulness_curve
-from experiments.faithfulness_result import CircuitScore, FaithfulnessCurve
+from experiments.circuit.cases import CircuitCases, rows_in
+from experiments.circuit.faithfulness import faithfulness_curve
+from experiments.circuit.faithfulness_result import CircuitScore, FaithfulnessCurve
+from experiments.circuit.random_circuits import matched_circuits
 from experiments.kinds import mean_of, patch, resample, zero
 from experiments.pooled import pairs_of
-from experiments.random_circuits import matched_circuits
 from experiments.spans import SpanNode, Spans, aligned, whole
 from experiments.statistics import MIB_PROPORTIONS, ratio_interval
 from graphs import AttributionGraph

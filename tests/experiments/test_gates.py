@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from circuits import Dictionary, Site, SplicedModel, UserError, load_gemma, splice
-from circuits.mapped import save_mapped
-from circuits.store import DictionaryStore
+from circuits.loading.mapped import save_mapped
+from circuits.loading.store import DictionaryStore
 from experiments import GateReport, check_dictionaries
 from experiments.gates import GateRow, _Sums, default_texts
 from tests.random_gemma import D_MODEL, chosen_dictionaries, random_dictionaries

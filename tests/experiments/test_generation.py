@@ -5,8 +5,8 @@ import torch
 from transformers import Gemma2ForCausalLM
 
 from circuits import UserError
-from experiments.generation import generate
 from experiments.spans import SpanNode
+from experiments.steering.generation import generate
 from tests.experiments.test_steering import by_hand, vectors_of
 from tests.random_gemma import TEXT
 

@@ -8,8 +8,8 @@ from attribution import logit_diff
 from circuits import SplicedModel, UserError
 from experiments.commands.kinds import kinds as kinds_command
 from experiments.kinds import mean_of, patch, resample, set_value, zero
-from experiments.kinds_compared import compare_kinds
-from experiments.latent_table import screen
+from experiments.latents.kinds_compared import compare_kinds
+from experiments.latents.table import screen
 from experiments.pooled import measured_effects, pooled_effects
 from experiments.spans import aligned
 from tests.experiments.test_pooled import PROMPTS, pair

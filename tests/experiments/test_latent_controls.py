@@ -9,8 +9,8 @@ from scipy import sparse
 from attribution import integrated_effects, logit_diff, total_effects
 from circuits import Site, UserError
 from experiments.kinds import patch
-from experiments.latent_controls import Controls, matched_controls
-from experiments.latent_table import ablation_table, screen
+from experiments.latents.controls import Controls, matched_controls
+from experiments.latents.table import ablation_table, screen
 from experiments.pooled import PooledEffects, measured_effects, pooled_effects
 from experiments.spans import SpanNode, aligned, whole
 from tests.experiments.test_pooled import PROMPTS

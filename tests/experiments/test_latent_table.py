@@ -8,7 +8,7 @@ import pytest
 from attribution import logit_diff
 from circuits import Prompt, UserError
 from experiments.kinds import patch
-from experiments.latent_table import ablation_table, screen
+from experiments.latents.table import ablation_table, screen
 from experiments.pooled import measured_effects, pairs_of, pooled_effects
 from experiments.spans import aligned
 from tests.experiments.test_pooled import PROMPTS, pair

@@ -11,7 +11,7 @@ from attribution import logit_diff
 from attribution.metrics import bind
 from circuits import LatentNode, Prompt, Site, UserError, splice
 from circuits.interventions import Intervention, edits
-from experiments.circuit_cases import CircuitCases
+from experiments.circuit.cases import CircuitCases
 from experiments.kinds import patch, resample, zero
 from experiments.masks import START, MaskedPrompt, learn_masks
 from experiments.planted import circuit_nodes, planted_model, question

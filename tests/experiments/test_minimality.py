@@ -8,9 +8,9 @@ from scipy.stats import binomtest
 
 from attribution import attribute, logit_diff
 from circuits import Prompt, Site, UserError
-from experiments.circuit_cases import CircuitCases
-from experiments.drop_one import draw_others, minimality, verdicts
-from experiments.faithfulness import faithfulness_curve
+from experiments.circuit.cases import CircuitCases
+from experiments.circuit.drop_one import draw_others, minimality, verdicts
+from experiments.circuit.faithfulness import faithfulness_curve
 from experiments.kinds import patch
 from experiments.planted import NUMBERS, planted_model, question
 from experiments.planted.model import latent

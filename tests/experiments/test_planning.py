@@ -13,9 +13,9 @@ from huggingface_hub import constants
 
 from circuits import Dictionary, Site, UserError
 from circuits.catalogue import catalogue
-from circuits.mapped import copy_path, save_mapped
-from circuits.npz import save_npz
-from circuits.shapes import shapes
+from circuits.formats.npz import save_npz
+from circuits.loading.mapped import copy_path, save_mapped
+from circuits.loading.shapes import shapes
 from experiments import Plan, plan
 from experiments.planning import Memory, n_latents
 from tests.circuits.hub import Hub
@@ -196,7 +196,7 @@ def test_what_does_not_exist(model, choice, message):
 
 
 SCRIPT = """
-from circuits.hub import download
+from circuits.loading.hub import download
 from experiments import plan
 from experiments.cli import main
 

@@ -9,9 +9,9 @@ from scipy import sparse
 
 from attribution import logit_diff
 from circuits import Prompt, Site, UserError
+from experiments.circuit.pooled_circuit import dataset_circuit
 from experiments.kinds import patch
 from experiments.pooled import PooledEffects, measured_effects, pairs_of, pooled_effects
-from experiments.pooled_circuit import dataset_circuit
 from experiments.spans import SpanNode, aligned, by_pattern
 from experiments.statistics import cluster_interval, top_k_inclusion
 from tests.experiments.test_pooled import PROMPTS, pair
@@ -87,9 +87,11 @@ def test_selection_spoils_the_unadjusted_interval_and_not_the_one_on_test_prompt
         for some in (range(1, 6), range(20, 25))
     )  # fmt: skip
     found = iter(noise(20, seed) for seed in range(40))
-    monkeypatch.setattr("experiments.pooled_circuit.pooled_effects", lambda *a, **k: next(found))
     monkeypatch.setattr(
-        "experiments.pooled_circuit.measured_effects",
+        "experiments.circuit.pooled_circuit.pooled_effects", lambda *a, **k: next(found)
+    )
+    monkeypatch.setattr(
+        "experiments.circuit.pooled_circuit.measured_effects",
         lambda *a, **k: SimpleNamespace(effect=np.zeros((20, 10))),
     )
     wrong, test_wrong = [], []
@@ -114,7 +116,7 @@ def test_few_columns_become_dense(model, monkeypatch):
         widths.append(values.shape[1])
         return top_k_inclusion(values, *args, **options)
 
-    monkeypatch.setattr("experiments.pooled_circuit.top_k_inclusion", counted)
+    monkeypatch.setattr("experiments.circuit.pooled_circuit.top_k_inclusion", counted)
     pooled = pooled_effects(model, PROMPTS, aligned(model, PROMPTS), logit_diff, patch())
     dataset_circuit(model, PROMPTS, k=3)
     assert widths[0] < len(pooled.nodes) / 2

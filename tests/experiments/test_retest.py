@@ -6,12 +6,13 @@ import json
 import numpy as np
 import pytest
 
-import experiments.retest as retested
+import experiments.latents.retest as retested
 from circuits import Site
-from experiments import drop_one, kinds_compared
-from experiments.latent_table import ablation_table
+from experiments.circuit import drop_one
+from experiments.latents import kinds_compared
+from experiments.latents.retest import out_of_reach, retest
+from experiments.latents.table import ablation_table
 from experiments.level import LEVEL
-from experiments.retest import out_of_reach, retest
 from experiments.spans import SpanNode
 from tests.experiments.test_pooled import PROMPTS, pair
 

@@ -15,9 +15,9 @@ from experiments.commands.steer import steer as command
 from experiments.pooled import pairs_of
 from experiments.spans import SpanNode, aligned
 from experiments.statistics import cluster_interval
-from experiments.steering import steer
-from experiments.steering_modes import steer_rows
-from experiments.steering_vectors import (
+from experiments.steering.dose_response import steer
+from experiments.steering.modes import steer_rows
+from experiments.steering.vectors import (
     as_large,
     positions,
     random_directions,

@@ -10,11 +10,11 @@ from attribution import logit_diff, total_effects
 from circuits import LatentNode, Site, UserError, load_gemma, set_to, splice
 from circuits.outputs import LAST_LOGITS
 from experiments.commands.steer import steer as command
-from experiments.generation import generate
 from experiments.spans import aligned
-from experiments.steering import steer
-from experiments.steering_modes import steer_rows
-from experiments.steering_vectors import positions, random_directions, steered_nodes
+from experiments.steering.dose_response import steer
+from experiments.steering.generation import generate
+from experiments.steering.modes import steer_rows
+from experiments.steering.vectors import positions, random_directions, steered_nodes
 from tests.experiments.test_pooled import PROMPTS
 from tests.experiments.test_steering import NEUTRAL, NODES, by_hand, by_hooks, difference
 from tests.random_gemma import TEXT, chosen_dictionaries, random_dictionaries

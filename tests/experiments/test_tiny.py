@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from circuits import load
-from circuits.gemma_scope import dictionaries_from_folder
+from circuits.loading.gemma_scope import dictionaries_from_folder
 from circuits.sites import KINDS, Site
 from experiments.tasks import TASKS
 from experiments.tiny.activations import batches, collect, hooked, reads, sites

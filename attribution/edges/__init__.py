@@ -1,0 +1,1 @@
+"""The direct effects between all nodes of a graph: its edges."""

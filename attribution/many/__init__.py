@@ -1,0 +1,1 @@
+"""Effects over the prompts of a data set."""

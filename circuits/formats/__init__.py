@@ -1,0 +1,1 @@
+"""Dictionaries as the libraries of the field keep them, read into a `Dictionary`."""

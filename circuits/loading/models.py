@@ -1,0 +1,159 @@
+"""A model through TransformerLens: by the name of a Gemma 2, or from a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from circuits.errors import UserError
+from circuits.families import families
+from circuits.loading.hub import Revision, download_model
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+BUNDLED = Path(__file__).parents[1] / "bundled"
+"""Models that ship with the project: a folder each, with `model/`, `dictionaries/`, `texts.txt`."""
+
+HUB_MODELS = {
+    f"gemma-2-{size}{suffix}": f"google/gemma-2-{size}{suffix}"
+    for size in ("2b", "9b", "27b")
+    for suffix in ("", "-it")
+}
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that need no download."""
+    return sorted(path.parent.name for path in BUNDLED.glob("*/model"))
+
+
+def default_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def model_folder(name: str, revision: Revision = None) -> Path:
+    """The folder with the weights of `name`, downloaded to the Hugging Face cache if need be.
+
+    `commit_of(folder)` is the commit it was taken from.
+
+    Raises:
+        UserError: no such model, the hub refuses or cannot be reached, or a file is damaged.
+    """
+    if revision is not None and name not in HUB_MODELS:
+        raise UserError(
+            f"{name} is not fetched from the hub, so it has no revision {revision!r}; leave it out"
+        )
+    if name in bundled_models():
+        return BUNDLED / name / "model"
+    if name in HUB_MODELS:
+        return download_model(HUB_MODELS[name], revision=revision)
+    if Path(name).is_dir():
+        return Path(name)
+    known = ", ".join([*bundled_models(), *HUB_MODELS])
+    raise UserError(f"no model {name!r}; choose {known}, or name a Hugging Face folder that exists")
+
+
+def load_gemma(
+    name: str,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    revision: Revision = None,
+) -> TransformerBridge:
+    """Gemma 2, or a model of another family, as a TransformerLens bridge without gradients.
+
+    Gradients of its parameters are off; those of activations are left to the caller.
+
+    Args:
+        name: `tiny` (bundled), `gemma-2-2b`, `-9b`, `-27b` or their `-it` forms (from the Hugging
+            Face hub, with your own access), or a folder in Hugging Face's format with a model of
+            any family in `circuits.families`.
+        device: CUDA when there is one, by default.
+        dtype: By default bfloat16 for the models of the hub (base Gemma 2 is stored in float32,
+            which takes twice the memory), and the dtype that a folder is stored in.
+        revision: A commit, tag or branch of the model's repository; `main` by default.
+
+    Raises:
+        UserError: the model cannot be found, reached or read, or is of no family known here.
+    """
+    from transformer_lens.model_bridge import TransformerBridge  # takes seconds: only when needed
+
+    _check_device(device, dtype)
+    folder = model_folder(name, revision)
+    config = _read_config(folder)
+    if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model")):
+        raise UserError(f"{folder} has no tokenizer.json; save the model's tokenizer there too")
+    if dtype is None and name in HUB_MODELS:
+        dtype = torch.bfloat16
+    elif dtype is None:
+        dtype = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
+    with _quiet(folder):
+        try:
+            bridge = TransformerBridge.boot_transformers(
+                str(folder), device=str(device or default_device()), dtype=dtype
+            )
+        except Exception as error:  # whatever a damaged folder makes the libraries raise
+            reason = (
+                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            )
+            raise UserError(
+                f"cannot load {folder} as a Hugging Face model: {reason}; "
+                "it needs config.json, model.safetensors and the tokenizer's files"
+            ) from error
+    bridge.requires_grad_(False)
+    bridge.eval()
+    return bridge
+
+
+def _check_device(device: str | torch.device | None, dtype: torch.dtype | None) -> None:
+    """Refuse a device that is not there and a dtype that models do not have."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UserError(f"dtype={dtype!r}; give torch.float32, torch.bfloat16 or torch.float16")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device={str(device)!r} cannot be used: {reason}; try cpu") from error
+
+
+def model_config(bridge: TransformerBridge) -> Any:
+    """The Hugging Face configuration of the model below a bridge."""
+    return bridge.original_model.config
+
+
+def _read_config(folder: Path) -> dict:
+    """`config.json` of a folder with a model of a family known here."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no config.json; name a Hugging Face model folder") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); download or save it again") from None
+    if config.get("model_type") not in families():
+        raise UserError(
+            f"{folder} holds a model of type {config.get('model_type')!r}; "
+            f"give one of type {', '.join(families())}"
+        )
+    return config
+
+
+@contextmanager
+def _quiet(folder: Path):
+    """No progress bar for the fraction of a second that a bundled model takes."""
+    from transformers.utils import logging
+
+    bundled = folder.is_relative_to(BUNDLED)
+    shown = logging.is_progress_bar_enabled()
+    if bundled:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bundled and shown:
+            logging.enable_progress_bar()

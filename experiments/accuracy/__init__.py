@@ -1,0 +1,1 @@
+"""How well attributed effects foretell measured ones."""

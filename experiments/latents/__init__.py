@@ -1,0 +1,1 @@
+"""The effect of each of many latents over many prompts."""

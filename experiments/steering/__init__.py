@@ -1,0 +1,1 @@
+"""Latents raised or set, and what the model makes of it."""
