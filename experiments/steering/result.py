@@ -186,7 +186,7 @@ def _among(name: str, values: Array) -> dict[str, Array]:
 
 
 def _step(doses: tuple[float, ...]) -> tuple[float, float]:
-    """The doses between which slopes are taken: the smallest of both signs, or 0 and the smallest."""
+    """Slopes are taken between the smallest dose of both signs, or 0 and the smallest."""
     both = [dose for dose in doses if dose > 0 and -dose in doses]
     if both:
         return -min(both), min(both)
