@@ -3,7 +3,7 @@
 1. *Total effects* of every latent on every prompt, each prompt a file.
 2. *Choice*, once for all prompts: the `max_latents` latents with the largest mean absolute effects.
 3. *Direct effects* between the chosen nodes on every prompt, each prompt a file: an edge that is
-   missing there is one whose ends are not both active, not one that was not looked at.
+   missing there is zero there, not one that was not looked at.
 4. *Statistics* over prompts, from the files, one at a time.
 
 Memory does not depend on the number of prompts, and a run that stops goes on where it was. With P

@@ -15,14 +15,16 @@ from attribution.many.pooling import Row
 class Statistics:
     """Of `k` nodes or edges over the same `n` prompts, `[k]` each, in the metric's units.
 
-    A prompt on which a latent is off has an effect of zero there, and counts in every mean.
+    Every prompt counts in every mean. Against zero, one on which a latent is off has an effect of
+    zero; against another reference not so where the reference switches the latent on.
 
     Attributes:
         mean: Of the effect.
         low, high: Ends of the 95 % bootstrap interval of `mean`; NaN for a single prompt.
         mean_abs: Of the absolute effect.
         sign_consistency: Share of all prompts whose effect has the sign of `mean`. One with an
-            effect of zero has not: the most it can be is `active`. NaN where `mean` is zero.
+            effect of zero does not: against zero, the most it can be is `active`. NaN where `mean`
+            is zero.
         active: Share of prompts where the latent is on, or the edge is there; 1 for other nodes.
         cancellation: `1 - |sum of effects| / sum of |effects|`, over prompts and, where those are
             summed over, positions: 0 if all point one way, 1 if nothing is left of them.
