@@ -96,6 +96,15 @@ class LogitNode:
 
 Node = LatentNode | ErrorNode | BiasNode | TokenNode | LogitNode
 
+NODE_WORDS: dict[type[Node], str] = {
+    TokenNode: "token",
+    LatentNode: "latent",
+    ErrorNode: "error",
+    BiasNode: "bias",
+    LogitNode: "logit",
+}
+"""What each type of node is called in tables and pictures."""
+
 
 def parse_node(text: str) -> Node:
     """The node whose `str` is `text`.

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from attribution import Attribution
 from attribution.influence import solve_influence
-from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, Node, TokenNode
+from circuits.nodes import NODE_WORDS, LatentNode, Node
 from graphs.adjacency import adjacency
 
 
@@ -82,14 +82,7 @@ class AttributionGraph:
 
     def __repr__(self) -> str:
         counts = Counter(type(node) for node in self.digraph)
-        words = {
-            TokenNode: "token",
-            LatentNode: "latent",
-            ErrorNode: "error",
-            BiasNode: "bias",
-            LogitNode: "logit",
-        }
-        parts = [plural(counts[kind], word) for kind, word in words.items() if counts[kind]]
+        parts = [plural(counts[kind], word) for kind, word in NODE_WORDS.items() if counts[kind]]
         parts.append(plural(self.digraph.number_of_edges(), "edge"))
         metric = f"{self.provenance.get('metric', 'metric')} = {self.metric_value:+.4g}"
         return f"AttributionGraph({metric}: {', '.join(parts)})"

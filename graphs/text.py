@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 from matplotlib.ft2font import FT2Font
 
-from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode
+from circuits.nodes import NODE_WORDS, BiasNode, ErrorNode, LatentNode, LogitNode
 from graphs.graph import AttributionGraph, plural
 
 
@@ -109,23 +109,26 @@ def caption(graph: AttributionGraph, *, left_out: str = "") -> list[str]:
         f"{prompt_text(graph)}\N{RIGHT DOUBLE QUOTATION MARK}; "
         f"{provenance.get('metric', 'metric')} = {number(graph.metric_value)}."
     )
-    kinds = {LatentNode: "latent", ErrorNode: "error", BiasNode: "bias"}
     counts = [
-        plural(sum(isinstance(node, kind) for node in graph.digraph), word)
-        for kind, word in kinds.items()
+        plural(sum(isinstance(node, kind) for node in graph.digraph), NODE_WORDS[kind])
+        for kind in (LatentNode, ErrorNode, BiasNode)
     ]
     shown = f"{', '.join(counts)}, {plural(graph.digraph.number_of_edges(), 'edge')}."
     if steps := provenance.get("pruned"):
-        last = steps[-1]
+        nodes, edges = (_shares(steps, name) for name in ("keep_influence", "keep_edges"))
         shown = shown[:-1] + (
             f", pruned from {plural(steps[0]['nodes_before'], 'node')}"
-            f" to {last['keep_influence']:.0%} of the influence"
-            f" and {last['keep_edges']:.0%} of the edge scores."
+            f" to {nodes} of the influence and {edges} of the edge scores."
         )
     sentences = [question, _convention(provenance.get("settings"))]
     if measured := provenance.get("measured"):
         sentences.append(f"Measured: {_settings(measured)}.")
     return [visible(text) for text in (*sentences, shown, left_out) if text]
+
+
+def _shares(steps: list[dict[str, Any]], name: str) -> str:
+    """What was kept, step by step: `50%, then 99.6%`."""
+    return ", then ".join(f"{100 * step[name]:g}%" for step in steps)
 
 
 def _convention(settings: dict[str, Any] | None) -> str:

@@ -18,9 +18,9 @@ def side_by_side(
 ) -> Iterator[Result]:
     """`run` of each job, in their order, up to `n_threads` at a time.
 
-    Each computes with one thread of torch, which releases Python's lock meanwhile; so does the thread
-    that takes the results, as long as there are more: threads that wait for one another would spin.
-    Not more than twice as many results wait as there are threads.
+    Each computes with one thread of torch, which releases Python's lock meanwhile; so does the
+    thread that takes the results, as long as there are more: threads that wait for one another
+    would spin. Not more than twice as many results wait as there are threads.
     """
     if n_threads == 1:
         yield from map(run, jobs)

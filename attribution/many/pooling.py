@@ -16,18 +16,12 @@ import numpy as np
 
 from attribution.attribute import Attribution
 from attribution.effects import Effects
-from circuits import BiasNode, ErrorNode, LatentNode, LogitNode, Node, Site, TokenNode
+from circuits import LatentNode, LogitNode, Node, Site
+from circuits.nodes import NODE_WORDS
 
 POSITIONS = ("aligned", "summed")
 """Whether a position is part of a key or summed over."""
 
-KINDS_OF_NODE = {
-    TokenNode: "token",
-    BiasNode: "bias",
-    LatentNode: "latent",
-    ErrorNode: "error",
-    LogitNode: "logit",
-}
 
 
 @dataclass(frozen=True)
@@ -124,7 +118,7 @@ class Keys:
             return len(self.nodes) - 1
         pos = None if self.space.n_pos is None else getattr(node, "pos", None)
         site, latent = getattr(node, "site", None), getattr(node, "latent", None)
-        return self.index[NodeKey(KINDS_OF_NODE[type(node)], site, latent, pos)]
+        return self.index[NodeKey(NODE_WORDS[type(node)], site, latent, pos)]
 
     def first(self, kind: str, site: Site | None = None) -> int:
         """Where the keys of this kind at `site` begin: tokens, errors or the bias."""

@@ -6,7 +6,7 @@ import re
 from importlib import resources
 from typing import Any
 
-from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, Node, TokenNode
+from circuits.nodes import NODE_WORDS, BiasNode, ErrorNode, LogitNode, Node, TokenNode
 from graphs.graph import AttributionGraph
 from graphs.layout import LOGIT_SIZE, WORD_SIZE, Layout, layout
 from graphs.text import (
@@ -21,13 +21,6 @@ from graphs.text import (
 )
 
 MAX_EDGES = 20_000
-KIND = {
-    LatentNode: "latent",
-    ErrorNode: "error",
-    BiasNode: "bias",
-    TokenNode: "token",
-    LogitNode: "logit",
-}
 NAME_SIZE, LABEL_SIZE, COLUMN_SIZE = 6.5, 8.0, 8.5  # as in style.css
 
 
@@ -103,7 +96,7 @@ def _node(node: Node, graph: AttributionGraph, plan: Layout) -> dict[str, Any]:
     attributes = graph.digraph.nodes[node]
     pos = None if isinstance(node, BiasNode | LogitNode) else node.pos
     return {
-        "kind": KIND[type(node)],
+        "kind": NODE_WORDS[type(node)],
         "name": visible(str(node)),
         "pos": pos,
         "word": None if pos is None else visible(graph.words[pos]),
@@ -129,7 +122,7 @@ def _text(
             value = ("number", output_text(graph, attributes))
             return [("output", fit(visible(name), LOGIT_SIZE, room, bold=True)), value]
         case ErrorNode() | BiasNode():
-            return [("name", KIND[type(node)]), effect]
+            return [("name", NODE_WORDS[type(node)]), effect]
     label = label_lines(attributes["label"], LABEL_SIZE, room)
     name = ("name", fit(short_name(node), NAME_SIZE, room))
     return [name, *(("label", line) for line in label), effect]
