@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from circuits import LatentNode, Site, SplicedModel
-from circuits.errors import UserError
 from circuits.families import family_of
+from circuits.interventions import check_latent
 from graphs.graph import AttributionGraph, plural
 from graphs.text import visible
 
@@ -49,11 +49,7 @@ def label_latents(
             the model cannot read.
     """
     own_prompt = graph.provenance.get("prompt", {}).get("text")
-    if isinstance(texts, str):
-        texts = [texts]
-    if texts is None:
-        texts = model.example_texts or (own_prompt,)
-    chosen = [text for text in texts if text]
+    chosen = _listed(model.example_texts or (own_prompt,) if texts is None else texts)
     labels = labels_of(model, graph.latents(), chosen)
     digraph = nx.DiGraph(graph.digraph)
     for node, label in labels.items():
@@ -68,7 +64,7 @@ def label_latents(
 
 
 def labels_of(
-    model: SplicedModel, latents: Iterable[LatentNode], texts: Sequence[str] | None = None
+    model: SplicedModel, latents: Iterable[LatentNode], texts: Iterable[str] | None = None
 ) -> dict[LatentNode, str]:
     """A label for each of `latents`, from `texts` (by default `model.example_texts`).
 
@@ -77,7 +73,8 @@ def labels_of(
     """
     latents = list(latents)
     by_site = _latents_by_site(model, latents)
-    means = mean_activations(model, by_site, model.example_texts if texts is None else texts)
+    chosen = _listed(model.example_texts if texts is None else texts)
+    means = mean_activations(model, by_site, chosen)
     labels: dict[tuple[Site, int], str] = {}
     for site, indices in by_site.items():
         promoted = promoted_logits(model, site, indices)
@@ -126,22 +123,19 @@ def mean_activations(
     return {site: (total / counts.clamp(min=1)[:, None]).T for site, total in sums.items()}
 
 
+def _listed(texts: Iterable[str]) -> list[str]:
+    """Those that are not empty; a single text is one."""
+    return [text for text in ([texts] if isinstance(texts, str) else texts) if text]
+
+
 def _latents_by_site(model: SplicedModel, latents: Iterable[LatentNode]) -> dict[Site, list[int]]:
     by_site: dict[Site, set[int]] = {}
     for node in latents:
-        _check_latent(model, node)
+        check_latent(model, node.site, node.latent, node)
         by_site.setdefault(node.site, set()).add(node.latent)
     return {site: sorted(indices) for site, indices in by_site.items()}
 
 
-def _check_latent(model: SplicedModel, node: LatentNode) -> None:
-    there = model.dictionaries.summary(node.site) if node.site in model.dictionaries else None
-    if there is None or node.latent >= there.d_sae:
-        has = f"{there.d_sae} latents there" if there else model.describe_sites()
-        raise UserError(
-            f"{model.name} has no {node} (it has {has}); "
-            "give the model and dictionaries that the graph was traced on"
-        )
 
 
 def _encoder(model: SplicedModel, site: Site, latents: Sequence[int]) -> Callable[[Tensor], Tensor]:

@@ -25,6 +25,8 @@ def with_measured(
 ) -> AttributionGraph:
     """A copy of `graph` whose nodes carry what `rows` measured, in the metric's units.
 
+    Measurements that it had with other settings are dropped: one caption speaks for all.
+
     Args:
         graph: Left as it is.
         rows: For example what `experiments.ablate_each` returns.
@@ -39,6 +41,8 @@ def with_measured(
         settings = getattr(rows, "settings", None)
     _check_same_question(graph, getattr(rows, "provenance", {}))
     digraph = nx.DiGraph(graph.digraph)  # unfrozen; the attributes' dicts are copies
+    if graph.provenance.get("measured") != settings:
+        nx.set_node_attributes(digraph, dict.fromkeys(digraph), "measured")
     for row in rows:
         if row.node not in digraph:
             raise UserError(
@@ -46,9 +50,7 @@ def with_measured(
                 "give the graph whose nodes were measured, or only the rows of its nodes"
             )
         digraph.nodes[row.node]["measured"] = float(row.measured)
-    provenance = dict(graph.provenance)
-    if settings is not None:
-        provenance["measured"] = settings
+    provenance = {**graph.provenance, "measured": settings}
     return dataclasses.replace(graph, digraph=nx.freeze(digraph), provenance=provenance)
 
 

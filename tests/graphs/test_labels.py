@@ -5,7 +5,7 @@ import torch
 
 from circuits import LatentNode, LogitNode, Site, TokenNode, splice
 from circuits.errors import UserError
-from graphs import AttributionGraph, label_latents
+from graphs import AttributionGraph, label_latents, labels_of
 from graphs.labels import mean_activations, promoted_logits
 from tests.graphs.synthetic import attribution
 from tests.random_gemma import random_dictionaries
@@ -110,7 +110,15 @@ def test_without_texts_the_prompt_itself_is_read(model):
 
 
 def test_a_latent_that_the_model_does_not_have_is_refused(model):
-    with pytest.raises(UserError, match=r"no mlp\.7/latent\.1@1"):
+    with pytest.raises(UserError, match=r"no dictionary at mlp\.7"):
         label_latents(model, graph_of(LatentNode(Site(7, "mlp"), 1, 1)))
-    with pytest.raises(UserError, match=r"no mlp\.0/latent\.96@1 \(it has 96 latents there\)"):
+    with pytest.raises(UserError, match=r"no latent 96; mlp\.0 has 96"):
         label_latents(model, graph_of(LatentNode(Site(0, "mlp"), 96, 1)))
+
+
+def test_a_single_text_is_one_text_and_any_iterable_of_texts_will_do(model):
+    nodes = [LatentNode(Site(1, "mlp"), latent, 1) for latent in range(5)]
+    expected = labels_of(model, nodes, [TEXTS[0]])
+    assert labels_of(model, nodes, TEXTS[0]) == expected
+    assert labels_of(model, iter(nodes), (text for text in ("", TEXTS[0]))) == expected
+    assert labels_of(model, nodes, TEXTS) != expected

@@ -1,7 +1,9 @@
 import pytest
 
+from graphs import prune
 from graphs.colours import fill, ink, stroke
-from graphs.text import fit, label_lines, number, visible, width, wrap
+from graphs.text import caption, fit, label_lines, number, visible, width, wrap
+from tests.graphs.synthetic import random_graph
 
 
 @pytest.mark.parametrize(
@@ -67,3 +69,13 @@ def test_colours_grow_with_the_effect_and_keep_text_readable():
     assert ink("#ffffff") == "#111111"
     assert ink("#000000") == "#ffffff"
     assert stroke(1, 1)[:7] != stroke(-1, 1)[:7]
+
+
+def test_a_caption_lists_every_prune_with_its_shares_as_they_were_given():
+    graph = random_graph(0)
+    once = prune(graph, keep_influence=0.996)
+    twice = prune(once, keep_influence=1, keep_edges=0.07)
+    before = f"pruned from {len(graph.digraph):,} nodes to"
+    assert f"{before} 99.6% of the influence and 98% of the edge scores." in caption(once)[-1]
+    shares = "99.6%, then 100% of the influence and 98%, then 7% of the edge scores."
+    assert f"{before} {shares}" in caption(twice)[-1]
