@@ -8,7 +8,7 @@ import graphviz
 from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, Node, TokenNode
 from graphs import colours
 from graphs.graph import AttributionGraph, plural
-from graphs.layout import LABEL_WIDTH, LOGIT_SIZE, WORD_SIZE, Band, Box, Layout, layout
+from graphs.layout import LOGIT_SIZE, WORD_SIZE, Band, Box, Layout, layout
 from graphs.text import (
     caption,
     effect_text,
@@ -202,18 +202,19 @@ def _add_legend(
 ) -> None:
     """Signs with their meaning in rows below the tokens, and the caption below them."""
     room = max(plan.width, LEAST_WIDTH)
-    x, y = LABEL_WIDTH, -18.0
+    left = plan.columns[0].start
+    x, y = left, -18.0
     for i, (sign, meaning) in enumerate(_signs(graph)):
         needed = 26 + width(meaning, LEGEND_SIZE) + 18
-        if x + needed > room and x > LABEL_WIDTH:
-            x, y = LABEL_WIDTH, y - 16
+        if x + needed > room and x > left:
+            x, y = left, y - 16
         dot.node(f"sign {i}", label="", pos=f"{x + 9:.1f},{y:.1f}!", color="#555555", **sign)
         _text(dot, f"meaning {i}", meaning, x + 22, y, LEGEND_SIZE)
         x += needed
     y -= 20
     for i, sentence in enumerate(sentences):
-        for j, line in enumerate(wrap(sentence, CAPTION_SIZE, room - LABEL_WIDTH)):
-            _text(dot, f"caption {i} {j}", line, LABEL_WIDTH, y, CAPTION_SIZE)
+        for j, line in enumerate(wrap(sentence, CAPTION_SIZE, room - left)):
+            _text(dot, f"caption {i} {j}", line, left, y, CAPTION_SIZE)
             y -= 13
 
 

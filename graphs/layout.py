@@ -18,11 +18,10 @@ from graphs.text import visible, width
 
 GAP = 6.0
 ROW_GAP = 34.0
-LABEL_WIDTH = 52.0  # left of the columns, for the rows' names
 LATENT = (86.0, 38.0)
 ERROR = (64.0, 38.0)
 BIAS = (62.0, 28.0)
-WORD_SIZE, LOGIT_SIZE = 9.0, 10.0
+WORD_SIZE, LOGIT_SIZE, ROW_SIZE = 9.0, 10.0, 8.5
 PER_LINE, WIDEST = (8, 6, 4, 3, 2), 1500.0  # side by side in a cell; wider plans use fewer
 OUTPUT = (math.inf, 0)  # the row above all sites
 IN_CELL = (LatentNode, BiasNode, ErrorNode, TokenNode, LogitNode)
@@ -50,7 +49,10 @@ class Band:
 
 @dataclass(frozen=True)
 class Layout:
-    """The whole picture: boxes by node, rows from the bottom up, columns from the left."""
+    """The whole picture: boxes by node, rows from the bottom up, columns from the left.
+
+    The names of rows are left of the first column.
+    """
 
     boxes: dict[Node, Box]
     rows: tuple[Band, ...]
@@ -61,8 +63,12 @@ class Layout:
 
 def layout(graph: AttributionGraph) -> Layout:
     """Place the nodes of `graph`, as many side by side in a cell as a page is wide."""
-    plans = (_layout(graph, per_line) for per_line in PER_LINE)
-    return next((plan for plan in plans if plan.width <= WIDEST), _layout(graph, PER_LINE[-1]))
+    *more, fewest = PER_LINE
+    for per_line in more:
+        plan = _layout(graph, per_line)
+        if plan.width <= WIDEST:
+            return plan
+    return _layout(graph, fewest)
 
 
 def _layout(graph: AttributionGraph, per_line: int) -> Layout:
@@ -70,7 +76,8 @@ def _layout(graph: AttributionGraph, per_line: int) -> Layout:
     cells = _cells(graph)
     lines = {key: _lines(nodes, graph, per_line) for key, nodes in cells.items()}
     rows = _rows(lines)
-    columns = _columns(lines, graph)
+    margin = max(width(row.name, ROW_SIZE) for row in rows.values()) + 2.5 * GAP
+    columns = _columns(lines, graph, margin)
     boxes = {}
     for (row, column), stacked in lines.items():
         _place(stacked, graph, rows[row], columns[column], boxes)
@@ -154,7 +161,9 @@ def _row_name(row: tuple) -> tuple[str, int | None]:
     return str(Site(row[0], ALL_KINDS[row[1]])), row[0]
 
 
-def _columns(lines: dict[tuple, list[list[Node]]], graph: AttributionGraph) -> dict[int, Band]:
+def _columns(
+    lines: dict[tuple, list[list[Node]]], graph: AttributionGraph, margin: float
+) -> dict[int, Band]:
     first = -1 if any(column == -1 for _, column in lines) else 0
     widths = dict.fromkeys(range(first, len(graph.words)), 30.0)
     outputs: list[Node] = []
@@ -166,7 +175,7 @@ def _columns(lines: dict[tuple, list[list[Node]]], graph: AttributionGraph) -> d
     missing = _line_width(outputs, graph) - sum(w + 2 * GAP for w in widths.values())
     widths[len(graph.words) - 1] += max(0.0, missing + 2 * GAP)
 
-    bands, left = {}, LABEL_WIDTH
+    bands, left = {}, margin
     for column, wide in widths.items():
         name = "bias" if column == -1 else visible(graph.words[column])
         bands[column] = Band(name, left, left + wide + 2 * GAP)

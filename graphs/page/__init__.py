@@ -8,7 +8,7 @@ from typing import Any
 
 from circuits.nodes import NODE_WORDS, BiasNode, ErrorNode, LogitNode, Node, TokenNode
 from graphs.graph import AttributionGraph
-from graphs.layout import LOGIT_SIZE, WORD_SIZE, Layout, layout
+from graphs.layout import GAP, LOGIT_SIZE, WORD_SIZE, Layout, layout
 from graphs.text import (
     caption,
     effect_text,
@@ -62,6 +62,7 @@ def page_data(graph: AttributionGraph, left_out: str) -> dict[str, Any]:
         "provenance": graph.provenance,
         "width": plan.width,
         "height": plan.height,
+        "margin": plan.columns[0].start - GAP,
         "rows": [
             {
                 "name": row.name,

@@ -117,7 +117,7 @@ const groups = nodes.map((node, i) => {
 
 // Names of rows and columns, which stay in sight however far the reader scrolls.
 const rowNames = svg("g", { class: "pinned" }, drawing);
-svg("rect", { x: 0, y: -top, width: 46, height: size.height }, rowNames);
+svg("rect", { x: 0, y: -top, width: data.margin, height: size.height }, rowNames);
 for (const row of data.rows) {
   svg("text", { x: 5, y: row.y + row.h / 2 + 3 }, rowNames).textContent = row.name;
 }
@@ -208,6 +208,7 @@ function showPanel() {
   const list = make("dl", null, panel);
   const facts = {
     activation: node.kind === "latent" ? node.act.toPrecision(4) : null,
+    "change from the reference": node.change !== node.act ? number(node.change) : null,
     "attributed effect": node.kind === "logit" ? null : number(node.effect),
     "measured effect": node.kind === "logit" ? null : number(node.measured),
     influence: node.kind === "logit" ? null : node.influence.toFixed(4),
@@ -354,7 +355,7 @@ const canvas = byId("canvas");
 canvas.addEventListener("scroll", pinNames);
 let drag = null;
 canvas.addEventListener("pointerdown", (event) => {
-  if (event.pointerType !== "mouse" || event.target.closest(".node")) return;
+  if (event.button !== 0 || event.pointerType !== "mouse" || event.target.closest(".node")) return;
   drag = { x: event.clientX + canvas.scrollLeft, y: event.clientY + canvas.scrollTop };
   canvas.classList.add("dragging");
 });

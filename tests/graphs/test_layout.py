@@ -2,9 +2,13 @@ from itertools import combinations, pairwise
 
 import pytest
 
+import graphs.layout
+
 from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, TokenNode
 from graphs import AttributionGraph, prune
 from graphs.layout import layout
+from graphs.page import page_data
+from graphs.text import width
 from tests.graphs.synthetic import random_attribution, random_graph
 
 
@@ -81,3 +85,33 @@ def test_outputs_stand_in_one_line_by_weight_that_ends_above_the_last_token():
         assert all(a.x + a.width / 2 < b.x - b.width / 2 for a, b in pairwise(boxes))
         assert boxes[-1].x + boxes[-1].width / 2 < places.columns[-1].end == places.width
         assert boxes[0].x - boxes[0].width / 2 > places.columns[0].start
+
+
+@pytest.mark.parametrize("kinds", [("resid",), ("attn", "transcoder")])
+def test_the_names_of_rows_end_before_the_first_column(kinds):
+    """At the sizes at which both pictures set them, and the page's rectangle backs them."""
+    graph = random_graph(0, n_layers=12, n_latents=40, n_words=5, kinds=kinds)
+    plan, data = layout(graph), page_data(graph, "")
+    names = {row.name for row in plan.rows}
+    assert f"{kinds[-1]}.11" in names
+    assert data["margin"] < plan.columns[0].start
+    for name in names:
+        assert 5 + width(name, 8.5) < data["margin"]  # 8.5 in style.css
+        assert 4 + 1.05 * width(name, 8.0) + 4 < plan.columns[0].start
+
+
+def test_a_plan_that_fits_is_the_last_one_made(monkeypatch):
+    made = []
+
+    def counted(graph, per_line, place=graphs.layout._layout):
+        made.append(place(graph, per_line))
+        return made[-1]
+
+    monkeypatch.setattr(graphs.layout, "_layout", counted)
+    small, large = (random_graph(0, n_latents=n, n_words=m) for n, m in ((6, 3), (600, 20)))
+    assert layout(small) is made[0]
+    assert len(made) == 1
+    made.clear()
+    assert layout(large) is made[-1]
+    assert 1 < len(made) <= len(graphs.layout.PER_LINE)
+    assert all(plan.width > graphs.layout.WIDEST for plan in made[:-1])

@@ -265,3 +265,12 @@ def test_a_graph_of_tokens_alone_can_be_drawn(tmp_path):
     graph = AttributionGraph.from_attribution(attribution(nodes, {}, words=("<bos>",)))
     for suffix in ("svg", "png", "pdf", "dot", "html"):
         render(graph, tmp_path / f"g.{suffix}")
+
+
+def test_the_page_knows_what_a_latent_of_the_reference_alone_changes(tmp_path, circuit):
+    node = circuit.latents()[0]
+    off = with_attributes(circuit, act={node: 0.0}, change={node: -2.5})
+    shown = page_nodes(render(off, tmp_path / "g.html"))
+    assert (shown[str(node)]["act"], shown[str(node)]["change"]) == (0.0, -2.5)
+    others = [values for name, values in shown.items() if name != str(node)]
+    assert all(values["change"] == values["act"] for values in others)
