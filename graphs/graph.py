@@ -35,8 +35,9 @@ class AttributionGraph:
             the graph it came from), `label` (`str` or `None`) and `measured` (effect found by an
             experiment, `float` or `None`).
             Of each edge: `weight` (direct effect of the source on the target's pre-activation, or
-            on the logit node) and `contribution` (`weight` times the target's `grad`: the edge's
-            share of the metric).
+            on the logit node), `contribution` (`weight` times the target's `grad`: the edge's
+            share of the metric) and `query_key` (the part of `weight` through queries and keys;
+            `None` where patterns are frozen).
         words: The prompt's tokens as text, BOS first.
         metric_value: The metric on the clean prompt.
         provenance: Model, dictionaries, prompt, metric, settings, versions and seed, and what was

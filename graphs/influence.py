@@ -1,14 +1,7 @@
 """How much each node influences the output through every path of the graph.
 
-The definition is that of attribution graphs (Ameisen et al. 2025, "Circuit Tracing", and the
-library circuit-tracer): with `w_ts` the direct effect of source s on target t,
-
-    A[t, s]   = |w_ts| / sum_s' |w_ts'|
-    influence = logit_weights . (A + A^2 + A^3 + ...) = logit_weights . ((I - A)^-1 - I)
-
-so it counts absolute shares and forgets signs. Errors, tokens and biases are sources like latents:
-each takes its share of its targets' inputs. The graph has no cycles, so one walk from the output
-down, in which every target hands on what has arrived at it, gives the series' exact sum.
+The definition is in `attribution.influence`. It counts absolute shares and forgets signs. Errors,
+tokens and biases are sources like latents: each takes its share of its targets' inputs.
 """
 
 from typing import TYPE_CHECKING
