@@ -33,21 +33,14 @@ def unless_zero(reference: Reference | None) -> Reference | None:
     return reference if any(bool(value.any()) for value in values) else None
 
 
-def values_of(there: SiteTrace, latents: Active) -> Tensor:
-    """The activations of `latents` in a reference, `[n]`, float32; 0 where they are off."""
-    codes, order = (there.pos * there.d_sae + there.latent).sort()
-    wanted = latents.pos * there.d_sae + latents.latent
-    if not len(codes):
-        return torch.zeros(len(wanted), device=wanted.device)
-    place = torch.searchsorted(codes, wanted).clamp(max=len(codes) - 1)
-    return torch.where(codes[place] == wanted, there.acts.float()[order][place], 0.0)
 
 
 def changes_of(table: NodeTable, reference: Reference) -> Tensor:
     """Of every node, its activation less that in the reference, `[n]`; 1 for vectors."""
     changes = table.acts()
     for site, here in table.sites.items():
-        off = values_of(reference.trace.sites[site], here.latents)
+        pos, latent = here.latents.pos, here.latents.latent
+        off = reference.trace.sites[site].at(pos, latent).float()
         changes[here.latents_at.start : here.latents_at.stop] -= off.cpu()
     return changes
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.baseline import active_in, decoded, unless_zero, values_of
+from attribution.baseline import active_in, decoded, unless_zero
 from attribution.edges.adjoints import Adjoint, earlier, groups
 from attribution.edges.local_pass import LocalPass
 from attribution.edges.node_table import NodeTable, SiteNodes
@@ -223,7 +223,7 @@ def find_sources(
         dictionary, latents = model.dictionaries[site], nodes.latents
         there = None if reference is None else reference.trace.sites[site]
         if there is not None:
-            change = latents.acts.float() - values_of(there, latents)
+            change = latents.acts.float() - there.at(latents.pos, latents.latent).float()
             latents = Active(latents.pos, latents.latent, change)
         pos, columns = latents.pos.cpu().numpy(), np.array(nodes.latents_at, dtype=int)
         for leaf, W_dec in zip(model.writes_to(site), dictionary.decoders, strict=True):
