@@ -2,7 +2,6 @@
 
 from attribution.attention import AttentionPairs, attention_pairs
 from attribution.attribute import Attribution, attribute, forecast
-from attribution.bootstrap import bootstrap_mean
 from attribution.edges.expectation import Forecast
 from attribution.effects import Effects, SiteEffects, total_effects
 from attribution.integrated import integrated_each, integrated_effects
@@ -33,7 +32,6 @@ __all__ = [
     "attention_score",
     "attribute",
     "attribute_dataset",
-    "bootstrap_mean",
     "direction",
     "forecast",
     "integrated_each",

@@ -10,7 +10,7 @@ so that only the replicates' running sums are kept, never the rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -69,37 +69,6 @@ class MeanBootstrap:
             self._block.clear()
 
 
-def bootstrap_mean(
-    rows: Iterable[ArrayLike],
-    n_rows: int | None = None,
-    *,
-    n_bootstrap: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[Array, Array]:
-    """Low and high ends `[k]` of an interval of the mean of `rows`; see `MeanBootstrap`.
-
-    Args:
-        rows: An array `[n, k]`, or `n_rows` rows `[k]` one after the other.
-        n_rows: How many they are, where `rows` does not know.
-        n_bootstrap: Replicates.
-        seed: Of the draws: the same one gives the same interval.
-        level: Of the interval.
-
-    Raises:
-        UserError: no rows, fewer than 100 replicates, or a level that is no share.
-    """
-    n_rows = len(rows) if n_rows is None and isinstance(rows, Sized) else n_rows
-    assert n_rows is not None, "rows without a length need n_rows"
-    bootstrap = None
-    for row in rows:
-        row = np.asarray(row, dtype=np.float64)
-        if bootstrap is None:
-            bootstrap = MeanBootstrap(n_rows, len(row), n_bootstrap=n_bootstrap, seed=seed)
-        bootstrap.add(row)
-    if bootstrap is None:
-        raise UserError("a mean of no rows; give at least one")
-    return bootstrap.interval(level)
 
 
 def draws(n_rows: int, *, n_bootstrap: int, seed: int) -> Iterator[NDArray[np.int64]]:
@@ -140,6 +109,6 @@ def percentile_interval(replicates: Array, n_rows: int, level: float = 0.95) -> 
 
 
 def check_n_bootstrap(n_bootstrap: int) -> None:
-    """Refuse too few replicates to say where an interval ends."""
-    if n_bootstrap < 100:
-        raise UserError(f"n_bootstrap={n_bootstrap}; an interval needs at least 100 replicates")
+    """Refuse what is no whole number, or too few replicates to say where an interval ends."""
+    if not isinstance(n_bootstrap, int) or n_bootstrap < 100:
+        raise UserError(f"n_bootstrap={n_bootstrap!r}; an interval needs at least 100 replicates")

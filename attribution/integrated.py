@@ -218,8 +218,8 @@ def _bytes_of_a_row(
 
 
 def _check_points(n: int) -> None:
-    if n < 1:
-        raise UserError(f"integrated gradients need at least one point; got n={n}")
+    if not isinstance(n, int) or n < 1:
+        raise UserError(f"integrated gradients need at least one point; got n={n!r}")
 
 
 def _midpoints(n: int, like: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ def cluster_interval(
     Each replicate draws as many clusters as there are, with replacement, and divides the sum of
     their values by the number of their examples: a ratio of two sums, since clusters may differ
     in size. Ends are those of `attribution.bootstrap.percentile_interval`, for as many rows as
-    clusters; without labels they are those of `bootstrap_mean`.
+    clusters; without labels they are those of `attribution.bootstrap.MeanBootstrap`.
 
     Few clusters cover too seldom. Of 5, 8, 12 and 30 clusters of one to four examples the 95 %
     interval held the mean in 91, 92, 94 and 95 % of simulations with normal clusters, in 90, 92,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from attribution import bootstrap_mean
 from circuits import UserError
 from experiments.statistics import cluster_interval
+from tests.attribution.test_bootstrap import bootstrap_mean
 
 SAMPLES = 2000
 """Columns, each a sample of its own."""
