@@ -105,7 +105,7 @@ def attention_pairs(
             that does not exist.
     """
     metric = attention_score(layer, head, query, key)
-    check_question(model, prompt, metric, max_latents)
+    check_question(model, prompt, max_latents)
     freeze = Freeze.of(attention="frozen", norms=norms, mlp=mlp, points=points)
     effects = total_effects(model, prompt, metric)
     coordinates = _coordinates(model, layer, head, query, key)

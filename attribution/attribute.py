@@ -142,7 +142,7 @@ def attribute(
     Raises:
         UserError: an option that does not exist, or a metric that gives no gradient.
     """
-    check_question(model, prompt, metric, max_latents)
+    check_question(model, prompt, max_latents)
     if choose not in ("effect", "influence"):
         raise UserError(f"choose={choose!r}; choose latents by effect or by influence")
     budget = WORKING_MEMORY if memory is None else parse_bytes(memory)
@@ -227,7 +227,7 @@ def forecast(
     Raises:
         UserError: as `attribute`.
     """
-    check_question(model, prompt, metric, max_latents)
+    check_question(model, prompt, max_latents)
     budget = WORKING_MEMORY if memory is None else parse_bytes(memory)
     freeze = Freeze.of(attention=attention, norms=norms, mlp=mlp, points=points)
     effects = total_effects(model, prompt, metric)
@@ -242,7 +242,7 @@ def edge_rule(mlp: str, points: int) -> str:
     return names.get(mlp, f"integrated gradients of MLPs (n={points})")
 
 
-def check_question(model: object, prompt: object, metric: object, max_latents: int | None) -> None:
+def check_question(model: object, prompt: object, max_latents: int | None) -> None:
     """Refuse what cannot be explained, before anything is computed."""
     if not isinstance(model, SplicedModel):
         raise UserError(f"got {type(model).__name__} as the model; give what load(name) returns")
@@ -250,12 +250,6 @@ def check_question(model: object, prompt: object, metric: object, max_latents: i
         raise UserError(f"max_latents={max_latents!r}; a graph needs at least one latent")
     if not isinstance(prompt, str | Prompt):
         raise UserError(f"attribute explains one prompt, a text; got {type(prompt).__name__}")
-    for one in metric.metrics if isinstance(metric, Targets) else (metric,):
-        if isinstance(one, Metric) and one.flat_at_clean:
-            raise UserError(
-                f"{one.name} has no gradient on the clean run, so nothing can be attributed to it; "
-                "measure it with ablate_each, or explain a logit or a log probability"
-            )
 
 
 def node_table(

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from attribution.baseline import integrated_from, unless_zero
 from attribution.gradients import gradients
-from attribution.metrics import Metric, Score, Targets, bind, metric_name
+from attribution.metrics import Metric, Score, Targets, bind, check_not_flat, metric_name
 from circuits import (
     BiasNode,
     ErrorNode,
@@ -172,6 +172,7 @@ def total_effects(
     Raises:
         UserError: an unknown convention, or a metric that gives no gradient.
     """
+    check_not_flat(metric)
     ids = model.tokens(prompt)
     reference = reference or zero_reference(model, prompt)
     check_reference(model, reference, ids)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attribution.many.prompt_store import digest
 from circuits import Logits, Output, Prompt, SplicedModel, UserError
 from circuits.outputs import ALL_LOGITS, LAST_LOGITS, position
 
@@ -85,15 +86,20 @@ class Targets:
 
     @property
     def name(self) -> str:
-        """For tables and records; one metric's own."""
-        if len(self.metrics) == 1:
+        """For tables and records; one metric's own if its weight is 1."""
+        if list(self.weights) == [1]:
             return self.metrics[0].name
-        return f"weighted sum of {_list([metric.name for metric in self.metrics])}"
+        terms = list(zip(self.weights, self.metrics, strict=True))
+        short, exact = (
+            [one.name if weight == 1 else f"{weight:.{n}g} {one.name}" for weight, one in terms]
+            for n in (3, 15)
+        )
+        return f"weighted sum of {_list(short, exact)}"
 
     @property
     def flat_at_clean(self) -> bool:
-        """Whether the gradient of all of them is zero on the clean run."""
-        return all(metric.flat_at_clean for metric in self.metrics)
+        """Whether the gradient of one of them is zero on the clean run."""
+        return any(metric.flat_at_clean for metric in self.metrics)
 
 
 def bind(metric: Metric | Targets | Score, model: SplicedModel) -> BoundMetric:
@@ -144,6 +150,20 @@ def metric_name(metric: Metric | Targets | Score) -> str:
     if isinstance(metric, Metric | Targets):
         return metric.name
     return getattr(metric, "__name__", "metric")
+
+
+def check_not_flat(metric: object) -> None:
+    """Refuse what has no gradient on the clean run.
+
+    Raises:
+        UserError: the metric has none, or one of several targets.
+    """
+    for one in metric.metrics if isinstance(metric, Targets) else (metric,):
+        if isinstance(one, Metric) and one.flat_at_clean:
+            raise UserError(
+                f"{one.name} has no gradient on the clean run, so nothing can be attributed to it; "
+                "measure it with ablate_each, or explain a logit or a log probability"
+            )
 
 
 def logit_diff(prompt: Prompt | str, foil: str | None = None, *, pos: int = -1) -> Metric:
@@ -202,7 +222,8 @@ def prob_diff(
     Args:
         targets: Words.
         foils: Words; may be none.
-        name: Of the metric, without the position; by default it lists the words.
+        name: Of the metric, without the position; by default it lists the words, or of four or more
+            the first and the last, with 8 digits that tell the list from others.
         pos: The position at which the answer is read; negative ones count from the end.
     """
     if isinstance(targets, str) or isinstance(foils, str):
@@ -276,5 +297,9 @@ def _pair(prompt: Prompt | str, foil: str | None) -> tuple[str, str]:
     return target, foil
 
 
-def _list(words: Sequence[str]) -> str:
-    return ", ".join(words) if len(words) < 4 else f"{words[0]}, ... {words[-1]}"
+def _list(words: Sequence[str], exact: Sequence[str] | None = None) -> str:
+    """The words, or the first and the last; with a digest of `exact` where those say less."""
+    exact = words if exact is None else exact
+    shown = words if len(words) < 4 else [words[0], f"... {words[-1]}"]
+    mark = "" if list(shown) == list(exact) else f" #{digest(list(exact))[:8]}"
+    return ", ".join(shown) + mark

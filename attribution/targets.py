@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attribution.many.prompt_store import digest
 from attribution.metrics import Metric, Score, Targets, at_pos, logits_at
 from circuits import HookPoint, LatentNode, Logits, Prompt, SiteInput, SplicedModel, UserError
 from circuits.interventions import check_latent
@@ -55,7 +56,8 @@ def direction(hook_point: str, vector: Tensor, pos: int = -1, *, name: str | Non
         vector: Of the shape of the tensor at one position: `[d_model]`, or `[head, d_head]`; a flat
             one of as many numbers will do.
         pos: The position; negative ones count from the end.
-        name: Of the metric, without the position; by default it says the hook point.
+        name: Of the metric, without the position; by default it says the hook point and 8 digits
+            that tell the vector from others.
 
     Raises:
         UserError: a hook point without positions. When the metric is read: one that the model does
@@ -81,7 +83,8 @@ def direction(hook_point: str, vector: Tensor, pos: int = -1, *, name: str | Non
         wide = torch.promote_types(torch.promote_types(here.dtype, vector.dtype), torch.float32)
         return here.flatten(1).to(wide) @ vector.detach().flatten().to(here.device, wide)
 
-    label = at_pos(name or f"direction at {hook_point}", pos)
+    which = digest(vector.flatten().tolist())[:8]
+    label = at_pos(name or f"direction #{which} at {hook_point}", pos)
     return Metric(label, lambda model: score, output=HookPoint(hook_point))
 
 

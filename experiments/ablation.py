@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attribution import Metric, Targets, total_effects
 from attribution.attribute import record
+from attribution.effects import GRADIENT_X_ACTIVATION
 from attribution.gradients import check_batch_size
-from attribution.metrics import Score, bind
+from attribution.metrics import Score, bind, metric_name
 from circuits import (
     ErrorNode,
     LatentNode,
@@ -190,11 +191,11 @@ def ablate_each(
     check_reference(model, reference, ids)
     check_nodes(model, ids, nodes)
     attributed_downstream = "freeze" if downstream == "drop" else downstream
-    # where it is flat, nothing can be attributed
-    flat = isinstance(metric, Metric | Targets) and metric.flat_at_clean
-    effects = total_effects(
-        model, prompt, metric, downstream=attributed_downstream, reference=reference
-    )
+    effects = None  # where it is flat, nothing can be attributed
+    if not (isinstance(metric, Metric | Targets) and metric.flat_at_clean):
+        effects = total_effects(
+            model, prompt, metric, downstream=attributed_downstream, reference=reference
+        )
     rows = [[set_to(node, reference.value(node))] for node in nodes]
     clean, ablated = measure(
         model, ids, bind(metric, model), rows, downstream=downstream, batch_size=batch_size
@@ -207,21 +208,21 @@ def ablate_each(
             word=words[node.pos],
             act=values.value(node).norm().item(),
             baseline=reference.value(node).norm().item(),
-            attributed=math.nan if flat else effects.of(node),
+            attributed=math.nan if effects is None else effects.of(node),
             measured=clean - value,
         )
         for node, value in zip(nodes, ablated.tolist(), strict=True)
     ]
     settings = {
-        "estimator": effects.estimator,
+        "estimator": GRADIENT_X_ACTIVATION,
         "attributed_downstream": attributed_downstream,
         "downstream": downstream,
         "reference": reference.name,
     }
     return Ablations(
         rows=tuple(found),
-        metric=effects.metric,
+        metric=metric_name(metric),
         clean=clean,
         **settings,
-        provenance={**record(model, prompt, effects.metric, settings), "clean": clean},
+        provenance={**record(model, prompt, metric_name(metric), settings), "clean": clean},
     )

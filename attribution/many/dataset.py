@@ -41,7 +41,15 @@ from attribution.many.pooling import (
 from attribution.many.prompt_store import PromptStore, digest, fingerprint, open_store, prompt_key
 from attribution.many.statistics import statistics
 from attribution.many.tables import DatasetAttribution
-from attribution.metrics import Metric, Score, Targets, logit_diff, metric_name, total
+from attribution.metrics import (
+    Metric,
+    Score,
+    Targets,
+    check_not_flat,
+    logit_diff,
+    metric_name,
+    total,
+)
 from circuits import Prompt, Reference, Site, SplicedModel, UserError
 from circuits.freeze import LIVE, Freeze
 from circuits.gated import POINTS
@@ -212,14 +220,8 @@ def score_edges(run: _Run, store: PromptStore, keys: Keys, names: Sequence[str])
 def _metric(run: _Run, prompt: str | Prompt) -> Metric | Score:
     """The metric of one prompt; of several targets, their weighted sum."""
     metric = run.metric(prompt)
-    if isinstance(metric, Targets):
-        metric = total(metric)
-    if isinstance(metric, Metric) and metric.flat_at_clean:
-        raise UserError(
-            f"{metric.name} has no gradient on the clean run, so nothing can be attributed to it; "
-            "explain a logit or a log probability"
-        )
-    return metric
+    check_not_flat(metric)
+    return total(metric) if isinstance(metric, Targets) else metric
 
 
 def _common_length(

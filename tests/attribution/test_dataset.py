@@ -353,3 +353,24 @@ def test_errors_carry_what_cross_layer_latents_write_at_their_layer(bridge):
     assert len(errors) == 3 * 4
     for name in errors:
         assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5)
+
+
+def test_a_number_of_replicates_that_is_not_whole_is_refused_before_anything_is_computed(
+    model, computed
+):
+    with pytest.raises(UserError, match=r"n_bootstrap=500\.0"):
+        attribute_dataset(model, TEXTS, third_over_fourth, n_bootstrap=500.0)  # pyright: ignore
+    assert computed == {"total_effects": [], "attribute": []}
+
+
+def test_against_zero_alone_do_effects_agree_no_more_often_than_a_latent_is_on(model):
+    prompts = [Prompt(text, corrupted="w3 w7 w2") for text in TEXTS]
+    options = {"metric": third_over_fourth, "max_latents": 10**6, "max_edges": 0}
+    references = (None, lambda prompt: corrupted_reference(model, prompt))
+    more = []
+    for reference in references:
+        table = attribute_dataset(model, prompts, reference=reference, **options).nodes_table()
+        latents = table[table.kind == "latent"]
+        more.append((latents.sign_consistency > latents.active).sum())
+    assert more[0] == 0
+    assert more[1] > 0

@@ -326,3 +326,12 @@ def test_a_reference_of_other_dictionaries_is_refused(model, bridge):
 def test_a_list_of_prompts_is_refused(model):
     with pytest.raises(UserError, match="a reference is of one prompt; got 2"):
         total_effects(model, [TEXT, TEXT], METRIC)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("n", [2.5, 2.0, 0])
+def test_points_on_the_way_are_a_whole_number(model, n):
+    message = f"at least one point; got n={n}"
+    with pytest.raises(UserError, match=message):
+        integrated_effects(model, TEXT, METRIC, n=n)
+    with pytest.raises(UserError, match=message):
+        integrated_each(model, TEXT, METRIC, [ErrorNode(SITES[0], 4)], n=n)

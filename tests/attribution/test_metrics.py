@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from attribution import (
+    Targets,
     attribute,
+    attribute_dataset,
+    direction,
     integrated_each,
     kl,
     log_prob,
@@ -127,3 +130,45 @@ def test_attribution_does_not_mind_no_grad(model):
     torch.testing.assert_close(found, expected)
     with torch.inference_mode(), pytest.raises(UserError, match="inference_mode"):
         attribute(model, TEXT, logit("w3"))
+
+
+@pytest.mark.parametrize(
+    "call", [total_effects, attribute, lambda m, text, of: attribute_dataset(m, [text], lambda prompt: of)]
+)
+def test_nothing_is_attributed_to_what_is_flat_on_the_clean_run(model, call):
+    """Also where it is one of several targets: its part of the sum would be missing."""
+    flat = kl(TEXT, pos=4)
+    for metric in (flat, Targets((logit("w3"), flat), (1.0, 1.0))):
+        with pytest.raises(UserError, match="^KL from clean @4 has no gradient on the clean run"):
+            call(model, TEXT, metric)
+
+
+
+
+def test_metrics_that_differ_have_names_that_differ():
+    words = [f"w{i}" for i in range(1, 7)]
+    swapped = [words[0], words[2], words[1], *words[3:]]
+    other = [*words[:4], "w9", words[5]]
+    a, b, c, d, e = map(logit, words[:5])
+    third, fourth = (torch.arange(8).float() + n for n in (3, 4))
+    place = "blocks.1.hook_resid_post"
+    metrics = [
+        *(Targets((a, b), weights) for weights in [(1, 1), (1, 2), (2, 1), (1, 1 / 3), (1, 0.333)]),
+        Targets((a, c), (1, 1)),
+        Targets((a, b, c, d), (1, 1, 1, 1)),
+        Targets((a, b, e, d), (1, 1, 1, 1)),
+        Targets((a, b, c, d), (1, 1, 1, 2)),
+        Targets((a,), (1,)),
+        Targets((a,), (2,)),
+        *(prob_diff(some, ["w8"]) for some in (words, swapped, other, words[:3])),
+        *(direction(place, vector) for vector in (third, fourth)),
+        direction(place, third, 4),
+    ]
+    names = [metric.name for metric in metrics]
+    assert len(set(names)) == len(names)
+    assert max(map(len, names)) < 60
+    assert names[:2] == ["weighted sum of logit w1, logit w2", "weighted sum of logit w1, 2 logit w2"]
+    assert names[9] == "logit w1"
+    again = direction(place, third.double().reshape(2, 4).requires_grad_())
+    assert again.name == direction(place, third).name
+    assert direction(place, third, name="probe").name == "probe"
