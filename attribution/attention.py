@@ -119,7 +119,12 @@ def attention_pairs(
     to_query, to_key = brought.chunk(2)  # [d_head, n_nodes] each
     queries, keys = (side.any(0).nonzero()[:, 0] for side in (to_query, to_key))
     nodes = table.nodes()
-    settings = {"norms": norms, "attention": "frozen", "edges": edge_rule(mlp, points)}
+    settings = {
+        "norms": norms,
+        "attention": "frozen",
+        "edges": edge_rule(mlp, points),
+        "max_latents": max_latents,
+    }
     return AttentionPairs(
         name=metric.name,
         score=effects.value,

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -163,33 +163,24 @@ def attribute(
     )
     explained, weights = bind_all(metric, model)
     cut = local_pass(model, ids, explained, freeze)
-    if latents is not None:
-        chosen = given(effects, latents)
-    elif choose == "influence" and max_latents is not None:
-        every = strongest(effects, None)
-        all_nodes = node_table(effects, every, metric)
-        stretches = Stretches.of(model, all_nodes, cut, budget, reference)
-        chosen = within(every, influential(stretches, weights, max_latents))
-    else:
-        chosen = strongest(effects, max_latents)
+
+    def stretches(chosen: Mapping[Site, Tensor]) -> Stretches:
+        return Stretches.of(model, node_table(effects, chosen, metric), cut, budget, reference)
+
+    chosen = _choice(effects, latents, choose, max_latents, weights, stretches)
     table = node_table(effects, chosen, metric)
     edges = direct_effects(model, table, cut, reference=reference, memory=budget)
     query_key = None
     if not freeze.attention:  # what is left of the edges once patterns are held
         held = local_pass(model, ids, explained, replace(freeze, attention=True))
         query_key = edges - direct_effects(model, table, held, reference=reference, memory=budget)
-    settings = {
-        "estimator": effects.estimator,
-        "downstream": downstream,
-        "reference": effects.reference,
+    asked = {
         "attention": attention,
         "norms": norms,
         "edges": edge_rule(mlp, points),
         "edge_reference": reference.name,
         "max_latents": max_latents if latents is None else None,
-        "choose": "given" if latents is not None else choose,
-        "latents_active": sum(len(site.pos) for site in effects.sites.values()),
-        "latents_chosen": sum(int(mask.sum()) for mask in chosen.values()),
+        "choose": choose if latents is None else "given",
     }
     scores = cut.scores.detach().float().cpu()
     return Attribution(
@@ -202,8 +193,39 @@ def attribute(
         target_grads=torch.cat([_target_grads(effects, chosen), torch.tensor(weights)]),
         metric_value=effects.value,
         words=tuple(model.words(ids[0])),
-        provenance=record(model, prompt, effects.metric, settings),
+        provenance=record(model, prompt, effects.metric, _settings(effects, chosen, asked)),
     )
+
+
+def _choice(
+    effects: Effects,
+    latents: Sequence[LatentNode] | None,
+    choose: str,
+    max_latents: int | None,
+    weights: Sequence[float],
+    stretches: Callable[[Mapping[Site, Tensor]], Stretches],
+) -> dict[Site, Tensor]:
+    """The latents that become nodes, a mask `[n]` a site; `stretches` gives those of a mask."""
+    if latents is not None:
+        return given(effects, latents)
+    if choose == "influence" and max_latents is not None:
+        every = strongest(effects, None)
+        return within(every, influential(stretches(every), weights, max_latents))
+    return strongest(effects, max_latents)
+
+
+def _settings(
+    effects: Effects, chosen: Mapping[Site, Tensor], asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The conventions of effects, what else was `asked` for, and how many latents there were."""
+    return {
+        "estimator": effects.estimator,
+        "downstream": effects.downstream,
+        "reference": effects.reference,
+        **asked,
+        "latents_active": sum(len(site.pos) for site in effects.sites.values()),
+        "latents_chosen": sum(int(mask.sum()) for mask in chosen.values()),
+    }
 
 
 def forecast(
@@ -283,9 +305,15 @@ def _target_grads(effects: Effects, chosen: Mapping[Site, Tensor]) -> Tensor:
 
 
 def record(
-    model: SplicedModel, prompt: str | Prompt, metric: str, settings: dict[str, Any]
+    model: SplicedModel,
+    prompt: str | Prompt | None,
+    metric: str | None,
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """Everything that the numbers depend on, JSON-able."""
+    """Everything that the numbers depend on, JSON-able; no prompt or metric where that is None."""
+    question: dict[str, Any] = {"prompt": prompt, "metric": metric}
+    if prompt is not None:
+        question["prompt"] = asdict(prompt) if isinstance(prompt, Prompt) else {"text": prompt}
     return {
         "model": model.name,
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -296,8 +324,7 @@ def record(
             for d in [model.dictionaries.summary(site)]
         },
         "dictionaries_from": model.dictionaries_from,
-        "prompt": asdict(prompt) if isinstance(prompt, Prompt) else {"text": prompt},
-        "metric": metric,
+        **{key: value for key, value in question.items() if value is not None},
         "settings": settings,
         "versions": {name: version(name) for name in VERSIONS},
         "seed": None,  # nothing here is random

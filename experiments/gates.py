@@ -71,8 +71,7 @@ def check_dictionaries(
         "l0_tolerance": L0_TOLERANCE,
         "least_explained_variance": LEAST_EXPLAINED,
     }
-    provenance = record(model, "", "", settings)
-    del provenance["prompt"], provenance["metric"]  # of a question; here there is none
+    provenance = record(model, None, None, settings)
     return GateReport(rows, len(texts), n_tokens, provenance)
 
 

@@ -110,8 +110,7 @@ def record_prompts(
         settings: Conventions and options.
         seed: Of what is random.
     """
-    told = record(model, "", metric, settings)
-    del told["prompt"]
+    told = record(model, None, metric, settings)
     texts = [asdict(prompt) if isinstance(prompt, Prompt) else prompt for prompt in prompts]
     name = getattr(prompts, "name", None)
     return {

@@ -134,7 +134,7 @@ def attribute_dataset(
         "edges": edge_rule(mlp, points),
         "edge_reference": against,
     }
-    told = record(model, "", _name(metric), settings)
+    told = record(model, None, _name(metric), settings)
     bootstrap = {"n_bootstrap": n_bootstrap, "seed": seed}
     with open_store(path, {} if path is None else _dependencies(model, told, reference)) as store:
         names = score_nodes(run, store)
@@ -145,7 +145,6 @@ def attribute_dataset(
         codes = choose_edges(store, edge_names, len(keys.nodes), max_edges)
         rows = (edge_row(codes, arrays) for arrays in each(store, edge_names, "edges"))
         of_edges = statistics(rows, len(edge_names), len(codes), **bootstrap)
-    del told["prompt"]
     chosen = {"positions": positions, "max_latents": max_latents, "max_edges": max_edges}
     return DatasetAttribution(
         positions=positions,

@@ -76,3 +76,9 @@ def test_what_cannot_be_decomposed_is_said(model):
         attention_pairs(model, TEXT, 1, 0, 5, 8)
     with pytest.raises(UserError, match="choose frozen or live"):
         attention_pairs(model, TEXT, 1, 0, 5, 2, norms="warm")
+
+
+@pytest.mark.parametrize("max_latents", [20, None])
+def test_the_record_says_how_many_latents_were_asked_for(model, max_latents):
+    a = attention_pairs(model, TEXT, 1, 0, 5, 2, max_latents=max_latents)
+    assert a.provenance["settings"]["max_latents"] == max_latents

@@ -11,6 +11,7 @@ from pandas.testing import assert_frame_equal
 
 import attribution.many.dataset
 from attribution import attribute, attribute_dataset, kl, log_prob, logit_diff, total_effects
+from attribution.attribute import record
 from attribution.many.choice import choose_edges, choose_latents, each
 from attribution.many.pooling import Space, edge_row, node_row
 from attribution.many.prompt_store import PromptStore
@@ -374,3 +375,10 @@ def test_against_zero_alone_do_effects_agree_no_more_often_than_a_latent_is_on(m
         more.append((latents.sign_consistency > latents.active).sum())
     assert more[0] == 0
     assert more[1] > 0
+
+
+def test_a_record_has_a_prompt_and_a_metric_where_there_are_any(model):
+    one = record(model, Prompt("w1", target="w2"), "name", {})
+    assert one["prompt"]["target"] == "w2"
+    none = record(model, None, None, {})
+    assert none == {key: one[key] for key in one if key not in ("prompt", "metric")}
