@@ -33,8 +33,6 @@ def unless_zero(reference: Reference | None) -> Reference | None:
     return reference if any(bool(value.any()) for value in values) else None
 
 
-
-
 def changes_of(table: NodeTable, reference: Reference) -> Tensor:
     """Of every node, its activation less that in the reference, `[n]`; 1 for vectors."""
     changes = table.acts()

@@ -69,8 +69,6 @@ class MeanBootstrap:
             self._block.clear()
 
 
-
-
 def draws(n_rows: int, *, n_bootstrap: int, seed: int) -> Iterator[NDArray[np.int64]]:
     """How often each replicate draws a row, `[n_bootstrap]`, one row after the other."""
     check_n_bootstrap(n_bootstrap)

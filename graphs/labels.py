@@ -136,8 +136,6 @@ def _latents_by_site(model: SplicedModel, latents: Iterable[LatentNode]) -> dict
     return {site: sorted(indices) for site, indices in by_site.items()}
 
 
-
-
 def _encoder(model: SplicedModel, site: Site, latents: Sequence[int]) -> Callable[[Tensor], Tensor]:
     """From what the site reads to the activations of a few latents; no others are computed."""
     dictionary, indices = model.dictionaries[site], list(latents)

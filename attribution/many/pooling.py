@@ -23,7 +23,6 @@ POSITIONS = ("aligned", "summed")
 """Whether a position is part of a key or summed over."""
 
 
-
 @dataclass(frozen=True)
 class NodeKey:
     """What nodes of different prompts have in common.

@@ -133,16 +133,15 @@ def test_attribution_does_not_mind_no_grad(model):
 
 
 @pytest.mark.parametrize(
-    "call", [total_effects, attribute, lambda m, text, of: attribute_dataset(m, [text], lambda prompt: of)]
+    "call",
+    [total_effects, attribute, lambda m, text, of: attribute_dataset(m, [text], lambda prompt: of)],
 )
 def test_nothing_is_attributed_to_what_is_flat_on_the_clean_run(model, call):
     """Also where it is one of several targets: its part of the sum would be missing."""
     flat = kl(TEXT, pos=4)
     for metric in (flat, Targets((logit("w3"), flat), (1.0, 1.0))):
-        with pytest.raises(UserError, match="^KL from clean @4 has no gradient on the clean run"):
+        with pytest.raises(UserError, match=r"^KL from clean @4 has no gradient on the clean run"):
             call(model, TEXT, metric)
-
-
 
 
 def test_metrics_that_differ_have_names_that_differ():
@@ -167,7 +166,10 @@ def test_metrics_that_differ_have_names_that_differ():
     names = [metric.name for metric in metrics]
     assert len(set(names)) == len(names)
     assert max(map(len, names)) < 60
-    assert names[:2] == ["weighted sum of logit w1, logit w2", "weighted sum of logit w1, 2 logit w2"]
+    assert names[:2] == [
+        "weighted sum of logit w1, logit w2",
+        "weighted sum of logit w1, 2 logit w2",
+    ]
     assert names[9] == "logit w1"
     again = direction(place, third.double().reshape(2, 4).requires_grad_())
     assert again.name == direction(place, third).name

@@ -3,7 +3,6 @@ from itertools import combinations, pairwise
 import pytest
 
 import graphs.layout
-
 from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, TokenNode
 from graphs import AttributionGraph, prune
 from graphs.layout import layout
