@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from torch import Tensor
+
 from attribution import Metric, Targets, total_effects
 from attribution.attribute import record
 from attribution.effects import GRADIENT_X_ACTIVATION
@@ -206,8 +208,8 @@ def ablate_each(
         AblationRow(
             node=node,
             word=words[node.pos],
-            act=values.value(node).norm().item(),
-            baseline=reference.value(node).norm().item(),
+            act=_size(values.value(node)),
+            baseline=_size(reference.value(node)),
             attributed=math.nan if effects is None else effects.of(node),
             measured=clean - value,
         )
@@ -226,3 +228,8 @@ def ablate_each(
         **settings,
         provenance={**record(model, prompt, metric_name(metric), settings), "clean": clean},
     )
+
+
+def _size(value: Tensor) -> float:
+    """A latent's activation as it is, the norm of an error."""
+    return (value.norm() if value.ndim else value).item()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,6 +21,7 @@ from circuits import (
     mean_reference,
     zero_reference,
 )
+from experiments.records import record_of
 
 KINDS_OF_ABLATION = ("patch", "mean", "resample", "zero")
 """By name; besides, `set to 2.5` sets the latents that are on to a value."""
@@ -33,12 +35,15 @@ class AblationKind:
         name: `patch`, `mean`, `resample`, `zero` or `set to 2.5`; named wherever a number is shown.
         references: From the model and a prompt to the values. Several are donors: what is measured
             is averaged over them.
+        settings: What else the values depend on, JSON-able: the prompts that stand in (their number
+            and a digest), how many donors are drawn, the seed, the value.
     """
 
     name: str
     references: Callable[[SplicedModel, str | Prompt], tuple[Reference, ...]] = field(
         repr=False, compare=False
     )
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 def patch() -> AblationKind:
@@ -70,7 +75,7 @@ def mean_of(prompts: Sequence[str | Prompt]) -> AblationKind:
             by_length[n_pos] = mean_reference(model, _as_long(model, prompts, n_pos))
         return (by_length[n_pos],)
 
-    return AblationKind("mean", references)
+    return AblationKind("mean", references, {"prompts": record_of(prompts)})
 
 
 def resample(donors: Sequence[str | Prompt], *, n: int = 8, seed: int = 0) -> AblationKind:
@@ -90,7 +95,8 @@ def resample(donors: Sequence[str | Prompt], *, n: int = 8, seed: int = 0) -> Ab
         drawn = Random(f"{seed} {text}").sample(long, min(n, len(long)))
         return tuple(Reference("resample", model.trace(donor)) for donor in drawn)
 
-    return AblationKind("resample", references)
+    settings = {"prompts": record_of(donors), "n": n, "seed": seed}
+    return AblationKind("resample", references, settings)
 
 
 def set_value(value: float) -> AblationKind:
@@ -104,7 +110,7 @@ def set_value(value: float) -> AblationKind:
         }
         return (Reference(f"set to {value:g}", Trace(trace.ids, trace.embedding, sites)),)
 
-    return AblationKind(f"set to {value:g}", references)
+    return AblationKind(f"set to {value:g}", references, {"value": float(value)})
 
 
 def checked_kind(kind: AblationKind | None, *, name: str = "kind") -> AblationKind:

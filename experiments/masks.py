@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from attribution.gradients import check_convention
 from attribution.metrics import BoundMetric, bind
 from circuits import Prompt, Reference, Site, SplicedModel, UserError
 from circuits.interventions import check_latent
 from experiments.kinds import AblationKind
 from experiments.pooled import MetricOf, baseline
-from experiments.spans import SpanNode, Spans
+from experiments.spans import SpanNode, Spans, check_spans
 
 START = 2.0
 """Of `theta`: masks begin at 0.88, nearly the whole model."""
@@ -147,7 +148,10 @@ class MaskedPrompt:
         return cls(model, ids, score, full, reference, governed, errors)
 
     def run(self, mask: Tensor) -> Tensor:
-        """m(C) for masks `[n_nodes]`, `[1]`, differentiable; latents that none governs are at 0."""
+        """m(C) for masks `[n_nodes]`, `[1]`, differentiable.
+
+        Latents that none governs have a mask of 0.
+        """
         reads = self.model.reads(self.ids)[..., None]
         hooks = {site: partial(self._write, site, mask, reads) for site in self.model.sites}
         return self.score(self.model.forward(self.ids, hooks, output=self.score.output))
@@ -180,17 +184,12 @@ def _check(
     nodes: Sequence[SpanNode],
     downstream: str,
 ) -> None:
-    if not len(prompts) or len(prompts) != len(spans):
-        raise UserError(
-            f"{len(prompts)} prompts and spans of {len(spans)}; give at least one prompt, and the "
-            "spans of the same prompts"
-        )
+    check_spans(spans, prompts)
     if not nodes or any(node.latent is None for node in nodes):
         raise UserError("masks are learned over latents; give at least one, and no errors")
     for node in nodes:
         assert node.latent is not None
         check_latent(model, node.site, node.latent, node)
-    if downstream not in ("recompute", "freeze"):
-        raise UserError(f"downstream={downstream!r}; masks are learned with recompute or freeze")
+    check_convention(downstream)
     if any(model.dictionaries.summary(site).n_later for site in model.sites):
         raise UserError("masks over cross-layer transcoders are not learned; rank by attribution")

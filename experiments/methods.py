@@ -15,7 +15,7 @@ from circuits.freeze import Freeze
 from experiments.kinds import AblationKind
 from experiments.masks import learn_masks
 from experiments.pooled import Estimator, MetricOf, PooledEffects, pooled_effects
-from experiments.spans import SpanNode, Spans
+from experiments.spans import SpanNode, Spans, check_spans
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,7 @@ class Question:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not len(self.prompts) or len(self.prompts) != len(self.spans):
-            raise UserError(
-                f"{len(self.prompts)} prompts and spans of {len(self.spans)}; give at least one "
-                "prompt, and the spans of the same prompts"
-            )
+        check_spans(self.spans, self.prompts)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from experiments.changes import changes_to
 from experiments.kinds import AblationKind
 from experiments.measure import measure
 from experiments.node_codes import NodeCodes
-from experiments.spans import SpanNode, Spans
+from experiments.spans import SpanNode, Spans, check_spans
 
 MetricOf = Callable[[Any], Metric | Targets | Score]
 """From a prompt to its metric: `logit_diff`, or `task.metric`."""
@@ -97,6 +97,7 @@ def pooled_effects(
     Against several donors the baseline is their mean, of which gradient x activation gives the
     mean over donors.
     """
+    check_spans(spans, prompts)
     space = NodeCodes.of(model, spans)
     rows: list[tuple[Array, ...]] = []
     values, name = [], ""
@@ -162,6 +163,7 @@ def measured_by_kind(
 ) -> list[MeasuredEffects]:
     """As `measured_effects`, by each of `kinds`; a prompt's clean values are computed once."""
     check_batch_size(batch_size)
+    check_spans(spans, prompts)
     shape = len(kinds), len(prompts), len(nodes)
     effect, variance = np.zeros(shape), np.full(shape, np.nan)
     clean = np.zeros(len(prompts))

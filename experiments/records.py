@@ -111,10 +111,10 @@ def record_prompts(
         seed: Of what is random.
     """
     told = record(model, None, metric, settings)
+    return {**told, "prompts": record_of(prompts), "seed": seed}
+
+
+def record_of(prompts: Sequence[str | Prompt]) -> dict[str, Any]:
+    """The name of some prompts, if they have one, their number, and a digest of what they are."""
     texts = [asdict(prompt) if isinstance(prompt, Prompt) else prompt for prompt in prompts]
-    name = getattr(prompts, "name", None)
-    return {
-        **told,
-        "prompts": {"name": name, "n": len(prompts), "digest": digest(texts)},
-        "seed": seed,
-    }
+    return {"name": getattr(prompts, "name", None), "n": len(prompts), "digest": digest(texts)}

@@ -183,6 +183,43 @@ def by_pattern(
     return Spans(names, tuple(places))
 
 
+def check_spans(spans: Spans, prompts: Sequence[str | Prompt]) -> None:
+    """Check that there are spans of each prompt.
+
+    Raises:
+        UserError: no prompts, or spans of more or fewer.
+    """
+    if not len(prompts) or len(prompts) != len(spans):
+        raise UserError(
+            f"{len(prompts)} prompts and spans of {len(spans)}; give at least one prompt, and the "
+            "spans of the same prompts"
+        )
+
+
+def spans_of_others(
+    model: SplicedModel, others: Sequence[Prompt], given: Spans | None, spans: Spans, name: str
+) -> Spans:
+    """The spans of prompts to test on, by default each position one; of no prompts none.
+
+    Args:
+        given: Those of `others`; `name` is that of the argument, for the message.
+        spans: Those of the prompts that nodes are chosen on.
+
+    Raises:
+        UserError: `given` are not of `others`, or the names are not those of `spans`.
+    """
+    if not len(others):
+        return Spans(spans.names, ())
+    found = aligned(model, others) if given is None else given
+    check_spans(found, others)
+    if set(found.names) != set(spans.names):
+        raise UserError(
+            f"the prompts have the spans {', '.join(spans.names)} and those to test on "
+            f"{', '.join(found.names)}; give {name}=, made in the same way"
+        )
+    return found
+
+
 def check_partners(spans: Spans, partners: Spans) -> None:
     """Check that each prompt and its corrupted partner have the same spans, equally long.
 

@@ -28,7 +28,15 @@ from tqdm import tqdm
 from attribution import logit_diff
 from attribution.gradients import check_batch_size
 from circuits import Prompt, SplicedModel, UserError
-from experiments.accuracy.pairs import TRANSITIONS, Case, choose, joint_pairs, single_pairs
+from experiments.accuracy.pairs import (
+    RANDOM,
+    SINGLE,
+    TRANSITIONS,
+    Case,
+    choose,
+    joint_pairs,
+    single_pairs,
+)
 from experiments.accuracy.plot import report_figure
 from experiments.checks import check_prompts
 from experiments.kinds import AblationKind, checked_kind
@@ -56,8 +64,9 @@ class AttributionReport(Result):
     - `question`: `single`: nodes that attribution ranks highest, one by one; `single random`: as
       many others, one by one; `joint 30 %`: that share of a site's nodes at once.
     - `estimator`: how effects were attributed.
-    - `group`: `all`; `latents at attn`, ...; `errors`; `on -> on`, `on -> off`, `off -> on` (of
-      latents, on the clean prompt and in what they are set to).
+    - `group`: `all`; `latents at attn`, ... (of joint questions, whose subsets hold errors too,
+      `latents and errors at attn`); `errors`; `on -> on`, `on -> off`, `off -> on` (of latents, on
+      the clean prompt and in what they are set to).
     - `over`: `prompts`: each number is the mean over prompts of that number; `pooled`: all prompts'
       nodes together.
     - `n`: pairs of numbers, and what `experiments.statistics.agreement` says of them.
@@ -99,7 +108,7 @@ class AttributionReport(Result):
                 for name in NUMBERS
             }
             rows.append({**key, "group": "all", "over": "prompts", "n": len(own), **means})
-            for group, part in _groups(own):
+            for group, part in _groups(own, question):
                 rows.append({**key, "group": group, "over": "pooled", **_agree(part)})
         return pd.DataFrame(rows).assign(n_prompts=self.n_prompts, **self.conventions)
 
@@ -166,7 +175,7 @@ def attribution_report(
         "downstream": downstream,
     }
     settings = {**conventions, "n_nodes": n_nodes, "n_errors": n_errors, "shares": list(shares)}
-    settings |= {"n_points": n_points}
+    settings |= {"n_points": n_points, "reference_settings": kind.settings}
     return AttributionReport(
         pairs=pd.concat(parts, ignore_index=True),
         n_prompts=len(prompts),
@@ -175,11 +184,15 @@ def attribution_report(
     )
 
 
-def _groups(own: Any) -> list[tuple[str, Any]]:
-    """All nodes, latents by kind of site, errors, and latents by what ablation does to them."""
+def _groups(own: Any, question: str) -> list[tuple[str, Any]]:
+    """All nodes, latents by kind of site, errors, and latents by what ablation does to them.
+
+    The subsets of joint questions are of latents and errors together, and have no error row.
+    """
     groups = [("all", own)]
     latents = own[~own["error"]]
-    groups += [(f"latents at {k}", part) for k, part in latents.groupby("site_kind", sort=False)]
+    what = "latents" if question in (SINGLE, RANDOM) else "latents and errors"
+    groups += [(f"{what} at {k}", part) for k, part in latents.groupby("site_kind", sort=False)]
     groups += [("errors", own[own["error"]])]
     groups += [(name, own[own["transition"] == name]) for name in TRANSITIONS]
     return [(str(name), part) for name, part in groups if len(part)]

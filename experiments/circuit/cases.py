@@ -19,7 +19,7 @@ from experiments.kinds import AblationKind
 from experiments.node_codes import Codes, NodeCodes
 from experiments.pooled import MetricOf
 from experiments.rows import rows_in
-from experiments.spans import SpanNode, Spans
+from experiments.spans import SpanNode, Spans, check_spans
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,12 @@ class CircuitCases:
         errors: str,
         downstream: str,
     ) -> CircuitCases:
-        """Trace the prompts and their references."""
+        """Trace the prompts and their references.
+
+        Raises:
+            UserError: spans of other prompts.
+        """
+        check_spans(spans, prompts)
         space = NodeCodes.of(model, spans)
         cases = [
             _case(model, prompt, i, spans, space, metric, kind, errors == "scored")

@@ -18,7 +18,7 @@ from experiments.kinds import AblationKind, checked_kind
 from experiments.pooled import MetricOf, metric_of_name
 from experiments.records import record_prompts
 from experiments.results import Result
-from experiments.spans import ALL, SpanNode, whole
+from experiments.spans import ALL, whole
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -52,10 +52,11 @@ class Overlap(Result):
         return self.rows
 
     def figure(self) -> Figure:
-        """The Jaccard index of every pair at the largest size."""
+        """The Jaccard index of every pair at the largest size; blank where one is shorter."""
         size = int(np.max(self.rows["size"]))
         n = len(self.names)
-        grid = np.eye(n)
+        grid = np.full((n, n), np.nan)
+        np.fill_diagonal(grid, 1)
         for row in self.rows.to_dict("records"):
             if row["size"] == size:
                 i, j = (self.names.index(row[end]) for end in ("circuit", "other"))
@@ -72,18 +73,21 @@ def circuit_overlap(
     """How many of the first nodes each pair of rankings shares.
 
     Args:
-        rankings: By the name of the circuit: a method, a task, a model.
+        rankings: By the name of the circuit: a method, a task, a model. Each node counts once.
         sizes: How many first nodes are compared; a size above a ranking's length is left out.
         settings: How the circuits were found, JSON-able, for the record.
 
     Raises:
-        UserError: fewer than two rankings, or all sizes too large.
+        UserError: fewer than two rankings, a size below 1, or all sizes too large.
     """
     import pandas as pd
 
     names = tuple(rankings)
     if len(names) < 2:
         raise UserError(f"{len(names)} circuits; an overlap is of two or more")
+    if any(size < 1 for size in sizes):
+        raise UserError(f"sizes={list(sizes)}; give numbers of nodes, at least 1")
+    rankings = {name: list(dict.fromkeys(ranking)) for name, ranking in rankings.items()}
     rows = []
     for i, name in enumerate(names):
         for other in names[i + 1 :]:
@@ -120,7 +124,8 @@ class CrossTask(Result):
     """How faithful the circuit of one task is to another; a row a pair.
 
     Columns of `frame()`: `circuit` (the task it was found on), `task` (the one it is tested on),
-    `size`, `faithfulness`, and the mean of matched random circuits, `random_mean`.
+    `size`, `faithfulness`, `random_mean`, the mean of matched random circuits (NaN for a circuit
+    that is tested on another task: there are none beside it), `metric` and `n_prompts` of the task.
 
     Attributes:
         tasks: Names.
@@ -178,10 +183,12 @@ def cross_task(
         metrics: By task, from a prompt to its metric; `logit_diff` by default.
         size: Nodes of a circuit.
         kind: What is outside a circuit is set to; `patch()` by default.
-        downstream, errors, n_random, seed: As in `faithfulness_curve`.
+        downstream, errors, seed: As in `faithfulness_curve`.
+        n_random: Random circuits beside each task's own circuit.
 
     Raises:
-        UserError: rankings and prompts are of different tasks, or nodes of other spans.
+        UserError: rankings and prompts are of different tasks, a metric of another one, or nodes of
+            other spans.
     """
     import pandas as pd
 
@@ -189,6 +196,8 @@ def cross_task(
     tasks = tuple(rankings)
     if set(tasks) != set(prompts):
         raise UserError(f"rankings of {sorted(tasks)} and prompts of {sorted(prompts)}; give both")
+    if strangers := set(metrics or {}) - set(tasks):
+        raise UserError(f"metrics of {sorted(strangers)}; give them for {', '.join(tasks)} alone")
     for each in prompts.values():
         check_prompts(each)
     if any(node.span != ALL for ranking in rankings.values() for node in ranking):
@@ -197,14 +206,17 @@ def cross_task(
             "spans=whole(model, prompts)"
         )
     rows, records = [], {}
+    conventions = {"reference": kind.name, "errors": errors, "downstream": downstream}
+    settings = {**conventions, "reference_settings": kind.settings}
+    settings |= {"size": size, "n_random": n_random}
     for task in tasks:
         metric = (metrics or {}).get(task, logit_diff)
         records[task] = record_prompts(
-            model, prompts[task], metric_of_name(metric), {"size": size}, seed=seed
+            model, prompts[task], metric_of_name(metric), settings, seed=seed
         )
         for circuit in tasks:
             curve = faithfulness_curve(
-                model, prompts[task], metric, _present(rankings[circuit]), sizes=[size],
+                model, prompts[task], metric, rankings[circuit], sizes=[size],
                 spans=whole(model, prompts[task]), reference=kind, downstream=downstream,
                 errors=errors, n_random=n_random if circuit == task else 0, seed=seed,
             )  # fmt: skip
@@ -216,6 +228,8 @@ def cross_task(
                     "size": score.size,
                     "faithfulness": score.faithfulness,
                     "random_mean": score.random_mean,
+                    "metric": curve.metric,
+                    "n_prompts": curve.n_prompts,
                 }
             )
     table = pd.DataFrame(rows)
@@ -224,13 +238,9 @@ def cross_task(
         tasks=tasks,
         faithfulness=grid.loc[list(tasks), list(tasks)].to_numpy(),
         rows=table,
-        conventions={"reference": kind.name, "errors": errors, "downstream": downstream},
+        conventions=conventions,
         provenance=records,
     )
-
-
-def _present(ranking: Ranking) -> list[SpanNode]:
-    return list(dict.fromkeys(ranking))
 
 
 def heatmap(
@@ -242,14 +252,14 @@ def heatmap(
     across: str = "",
     down: str = "",
 ) -> Figure:
-    """Shares from 0 to 1 as colours with their numbers."""
+    """Shares from 0 to 1 as colours with their numbers; NaN is left blank."""
     size = 1.6 + 0.55 * max(grid.shape)
     figure = Figure(figsize=(size + 1, size), layout="constrained")
     axes = figure.subplots()
     axes.imshow(grid, vmin=0, vmax=1, cmap="Blues")
-    for (i, j), value in np.ndenumerate(grid):
-        colour = "white" if value > 0.6 else "black"
-        axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
+    for i, j in zip(*(~np.isnan(grid)).nonzero(), strict=True):
+        colour = "white" if grid[i, j] > 0.6 else "black"
+        axes.text(j, i, f"{grid[i, j]:.2f}", ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(range(len(across_names)), labels=list(across_names), rotation=45, ha="right")
     axes.set_yticks(range(len(down_names)), labels=list(down_names))
     axes.set_xlabel(across)

@@ -157,7 +157,7 @@ def minimality(
         metric: As in `faithfulness_curve`; so are `spans`, `reference`, `downstream`, `errors`.
         nodes: The circuit: a graph or nodes of one prompt, nodes at spans of several.
         size: The first so many nodes make the circuit; all by default.
-        n_inflations: Random nodes to compare with. No p is below one over it.
+        n_inflations: Random nodes to compare with. The least p is `1 / (1 + n_inflations)`.
         matched: They are of the `site`, or the site and `span`, of the circuit's.
         seed: Of the random nodes and the intervals.
         batch_size: Circuits of one forward pass; by default 64, or as many as `memory` holds.

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from attribution import logit_diff, total_effects
+from attribution.bootstrap import check_n_bootstrap
 from attribution.gradients import check_batch_size
-from circuits import Prompt, SplicedModel
+from circuits import Prompt, SplicedModel, UserError
 from experiments.checks import check_apart, check_prompts
 from experiments.circuit.pooled_circuit_plot import circuit_figure
 from experiments.kinds import AblationKind
@@ -28,9 +29,9 @@ from experiments.pooled import (
     pairs_of,
     pooled_effects,
 )
-from experiments.records import record_prompts
+from experiments.records import record_of, record_prompts
 from experiments.results import Result
-from experiments.spans import SpanNode, Spans, aligned
+from experiments.spans import SpanNode, Spans, aligned, spans_of_others
 from experiments.statistics import (
     TopK,
     cancellation,
@@ -148,13 +149,18 @@ def dataset_circuit(
         batch_size, memory: Of one pass of ablations; see `experiments.measure`.
 
     Raises:
-        UserError: train and test overlap, fewer than k nodes, or what the parts refuse.
+        UserError: train and test overlap or are divided into other spans, fewer than k nodes, or
+            what the parts refuse.
     """
     check_prompts(prompts)
     check_apart(prompts, test, "test")
     check_batch_size(batch_size)
+    check_n_bootstrap(n_bootstrap)
+    if k < 1:
+        raise UserError(f"k={k}; a circuit has at least one node")
     kind = traced_once(kind)
     spans = spans or aligned(model, prompts)
+    test_spans = spans_of_others(model, test, test_spans, spans, "test_spans")
     how = {"kind": kind, "estimator": estimator, "downstream": downstream}
     draws = {"n_bootstrap": n_bootstrap, "seed": seed}
     pooled = pooled_effects(model, prompts, spans, metric, **how)
@@ -165,7 +171,7 @@ def dataset_circuit(
     )  # fmt: skip
     table, jaccard = table.assign(measured=measured.effect.mean(0)), np.nan
     if len(test):
-        there = pooled_effects(model, test, test_spans or aligned(model, test), metric, **how)
+        there = pooled_effects(model, test, test_spans, metric, **how)
         table = table.assign(**_again(there, nodes, pairs_of(test), draws))
         jaccard = _jaccard(there, nodes, errors)
     conventions = {
@@ -175,6 +181,7 @@ def dataset_circuit(
         "downstream": downstream,
     }
     settings = {**conventions, "k": k, "errors": errors, "n_test": len(test)}
+    settings |= {"test": record_of(test), "reference_settings": kind.settings}
     settings |= {"spans": list(spans.names), "n_bootstrap": n_bootstrap}
     return DatasetCircuit(
         nodes=nodes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attribution import Metric, Targets
+from attribution.gradients import check_convention
 from attribution.metrics import Score, metric_name
 from circuits import ErrorNode, LatentNode, Prompt, Reference, SplicedModel, UserError
 from experiments.checks import check_prompts, one_prompt
@@ -45,7 +46,7 @@ class CircuitQuestion:
         ranked: Nodes, best first.
         prompts: As they were given.
         metric: Its name; so are `reference`, the kind of ablation, and `ranked_by`, what made a
-            graph.
+            graph. `reference_settings` are those of the kind.
     """
 
     cases: CircuitCases
@@ -53,6 +54,7 @@ class CircuitQuestion:
     prompts: Sequence[str | Prompt]
     metric: str
     reference: str
+    reference_settings: Mapping[str, Any]
     ranked_by: Any
 
     @classmethod
@@ -103,7 +105,8 @@ class CircuitQuestion:
         if isinstance(prompts, str | Prompt):
             check_on_one(cases, ranked)
         made_by = nodes.provenance.get("settings") if isinstance(nodes, AttributionGraph) else None
-        return cls(cases, tuple(ranked), asked, name, kind.name, made_by or "the order given")
+        ranked_by = made_by or "the order given"
+        return cls(cases, tuple(ranked), asked, name, kind.name, kind.settings, ranked_by)
 
     def groups(self, matched: str) -> Codes:
         """Of each candidate the number of its site, or site and span, `[n]`; errors apart.
@@ -128,6 +131,7 @@ class CircuitQuestion:
     def provenance(self, settings: dict[str, Any], *, seed: int) -> dict[str, Any]:
         """Everything that numbers of this question depend on, with further `settings`."""
         told = {**self.conventions(), **settings, "ranked_by": self.ranked_by}
+        told["reference_settings"] = self.reference_settings
         return record_prompts(self.cases.model, self.prompts, self.metric, told, seed=seed)
 
 
@@ -218,10 +222,11 @@ def _kind(reference: Reference | AblationKind | None) -> AblationKind:
 
 
 def _check(downstream: str, errors: str) -> None:
-    if downstream not in ("recompute", "freeze"):
+    if downstream == "drop":
         raise UserError(
-            f"downstream={downstream!r}; circuits are tested under recompute and freeze"
-            + (", and errors='removed' in the place of drop" if downstream == "drop" else "")
+            "downstream='drop'; circuits are tested under recompute and freeze, and "
+            "errors='removed' in the place of drop"
         )
+    check_convention(downstream)
     if errors not in ERRORS:
         raise UserError(f"errors={errors!r}; choose {', '.join(ERRORS)}")

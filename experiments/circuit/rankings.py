@@ -59,7 +59,7 @@ def ranked_on_one(
         kinds = LatentNode | ErrorNode
         found = [node for node in nodes.digraph if isinstance(node, kinds) and reads[node.pos]]
         nodes = sorted(found, key=lambda node: -abs(effect[node]["effect"]))
-    return [_at_span(node) for node in dict.fromkeys(nodes) if _counts(node, errors)]
+    return _once([_at_span(node) for node in nodes], errors)
 
 
 def ranked_on_many(nodes: Any, spans: Spans, errors: str) -> list[SpanNode]:
@@ -76,7 +76,7 @@ def ranked_on_many(nodes: Any, spans: Spans, errors: str) -> list[SpanNode]:
     for node in nodes:
         if node.span not in spans.names:
             raise UserError(f"no span {node.span!r} for {node}; there is {', '.join(spans.names)}")
-    return [node for node in dict.fromkeys(nodes) if errors == "scored" or node.latent is not None]
+    return _once(nodes, errors)
 
 
 def check_on_one(cases: CircuitCases, ranked: Sequence[SpanNode]) -> None:
@@ -108,12 +108,16 @@ def check_sites(model: SplicedModel, ranked: Sequence[SpanNode]) -> None:
             )
 
 
-def _counts(node: Any, errors: str) -> bool:
-    return isinstance(node, LatentNode) or errors == "scored"
+def _once(nodes: Sequence[SpanNode], errors: str) -> list[SpanNode]:
+    """Each node once, errors only where they are scored."""
+    return [node for node in dict.fromkeys(nodes) if errors == "scored" or node.latent is not None]
 
 
 def _at_span(node: Any) -> SpanNode:
     if not isinstance(node, LatentNode | ErrorNode):
-        raise UserError(f"a circuit of one prompt is of its latents and errors; got {node}")
+        raise UserError(
+            "a circuit of one prompt is of its latents and errors; "
+            f"got {type(node).__name__} {node}"
+        )
     latent = node.latent if isinstance(node, LatentNode) else None
     return SpanNode(node.site, latent, str(node.pos))

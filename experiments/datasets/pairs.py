@@ -81,22 +81,17 @@ def unique(pairs: Pairs) -> Pairs:
     return replace(pairs, prompts=tuple(dict.fromkeys(pairs)), left_out=told)
 
 
-def shared_texts(train: Iterable[Prompt], test: Iterable[Prompt]) -> set[str]:
-    """The texts of the prompts of `test` that are no new witnesses beside `train`.
-
-    They ask about a text of `train`, or about one of its pairs the other way round, clean and
-    corrupted exchanged.
-    """
-    return {prompt.text for prompts in _shared(train, test).values() for prompt in prompts}
-
-
 def overlap(train: Iterable[Prompt], test: Iterable[Prompt]) -> int:
     """How many different texts of `test` are texts of `train` too; pairs are not compared."""
     return len({prompt.text for prompt in test} & {prompt.text for prompt in train})
 
 
 def without_overlap(train: Iterable[Prompt], test: Iterable[Prompt]) -> Pairs:
-    """`test` without the prompts of `shared_texts`; they are told as left out."""
+    """`test` without the prompts that are no new witnesses beside `train`; these are told.
+
+    They ask about a text of `train`, or about one of its pairs the other way round, clean and
+    corrupted exchanged.
+    """
     test = as_pairs(test)
     shared = _shared(train, test)
     return test.without(shared) if shared else test

@@ -215,6 +215,7 @@ def edge_knockout(
         "n_random": n_random,
         "drawn_from": chosen.drawn_from,
         "left_out": dict(chosen.left_out),
+        "reference_settings": kind.settings,
     }
     return EdgeKnockouts(
         edges=tuple((edge.source, edge.target) for edge in chosen.edges),

@@ -186,13 +186,14 @@ def path_patch(
         how = {"downstream": downstream, "memory": memory}
         totals.append(total_effect(held, metric, source, reference, **how))
     conventions = {"metric": metric_name(metric), "reference": kind.name, "downstream": downstream}
+    settings = {**conventions, "reference_settings": kind.settings}
     told = _attributed(graph, prompt, metric, routes, clean, references)
     return _result(
         held, routes, [Trip.mean(each) for each in zip(*trips, strict=True)], told,
         total=float(np.mean(totals)),
         conventions=conventions,
         provenance={
-            **record(model, prompt, conventions["metric"], dict(conventions)),
+            **record(model, prompt, conventions["metric"], settings),
             "graph": None if graph is None else graph.provenance,
         },
     )  # fmt: skip

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from circuits import UserError
 from experiments.pooled import PooledEffects
 from experiments.spans import SpanNode
 from experiments.statistics import percentile_among
@@ -59,12 +58,7 @@ def matched_controls(pooled: PooledEffects, chosen: Array, n: int, seed: int) ->
     Of the same site and span, and any but the latent itself. Where there are more than `n`, they
     are drawn from the `2 n` whose mean change of what the site writes is nearest, on a log scale.
     One that changes nothing is no control. A column of -1 is on nowhere, and nothing is like it.
-
-    Raises:
-        UserError: fewer than no controls.
     """
-    if n < 0:
-        raise UserError(f"n_controls={n}; give 0 or more")
     change = np.asarray(pooled.change.mean(0))
     size = np.log(np.maximum(change, np.finfo(np.float64).tiny))
     groups = defaultdict(list)

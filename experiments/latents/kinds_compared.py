@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from attribution import logit_diff
+from attribution.bootstrap import check_n_bootstrap
 from attribution.gradients import check_batch_size
 from circuits import Prompt, SplicedModel, UserError
 from experiments.checks import check_prompts, tested_nodes
@@ -26,6 +27,7 @@ from experiments.statistics import (
     rank_correlation,
     sign_flip_p,
 )
+from experiments.statistics.permutation import check_n_permutations
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -47,6 +49,7 @@ class KindsCompared(Result):
         kinds: Names of the kinds.
         means: `[n_kinds, n_nodes]`.
         table: The columns above.
+        n_prompts: How many prompts.
         conventions: Metric and the convention downstream.
         provenance: Everything that the numbers depend on.
     """
@@ -57,6 +60,7 @@ class KindsCompared(Result):
     kinds: tuple[str, ...]
     means: np.ndarray
     table: DataFrame
+    n_prompts: int
     conventions: dict[str, str]
     provenance: dict[str, Any]
 
@@ -74,7 +78,7 @@ class KindsCompared(Result):
 
     def frame(self) -> DataFrame:
         """One line a latent, with the conventions as columns."""
-        return self.table.assign(**self.conventions)
+        return self.table.assign(n_prompts=self.n_prompts, **self.conventions)
 
     def correlations(self) -> DataFrame:
         """One line a pair of kinds: rank correlations of means over `n` latents, and sign flips.
@@ -104,7 +108,7 @@ class KindsCompared(Result):
         """Mean effects under the first kind against those under each other one."""
         others = len(self.kinds) - 1
         figure = Figure(figsize=(3.2 * others + 0.6, 3.6), layout="constrained")
-        for axes, i in zip(np.atleast_1d(figure.subplots(1, others)), range(1, others + 1)):  # noqa: B905
+        for i, axes in enumerate(np.atleast_1d(figure.subplots(1, others)), 1):
             axes.axline((0, 0), slope=1, color="0.8", zorder=0)
             axes.axhline(0, color="0.93", zorder=0)
             axes.axvline(0, color="0.93", zorder=0)
@@ -156,6 +160,8 @@ def compare_kinds(
     """
     check_prompts(prompts)
     check_batch_size(batch_size)
+    check_n_bootstrap(n_bootstrap)
+    check_n_permutations(n_permutations)
     kinds = [checked_kind(kind) for kind in kinds]
     names = [kind.name for kind in kinds]
     if len(names) < 2 or len(set(names)) < len(names):
@@ -171,12 +177,14 @@ def compare_kinds(
     effects = {each.reference: each.effect for each in found}
     draws = {"n_bootstrap": n_bootstrap, "n_permutations": n_permutations}
     conventions = {"metric": metric_of_name(metric), "downstream": downstream}
-    settings = {**conventions, "kinds": names, "spans": list(spans.names), **draws}
+    settings = {**conventions, "spans": list(spans.names), **draws}
+    settings |= {"kinds": {kind.name: kind.settings for kind in kinds}}
     return KindsCompared(
         nodes=nodes,
         kinds=tuple(names),
         means=np.stack([effect.mean(0) for effect in effects.values()]),
         table=_table(nodes, effects, pairs_of(prompts), seed=seed, **draws),
+        n_prompts=len(prompts),
         conventions=conventions,
         provenance=record_prompts(model, prompts, conventions["metric"], settings, seed=seed),
     )

@@ -2,7 +2,7 @@
 
 1. *Screen*: latents by the larger of mean |gradient x activation| and mean |joint integrated
    gradients|: the second also sees latents that an ablation switches on through a gate.
-2. *Match* (`latent_controls.py`): for each, random latents of the same site and span whose
+2. *Match* (`controls.py`): for each, random latents of the same site and span whose
    ablation moves what the site writes about as much.
 3. *Measure*: each latent and control ablated alone on every prompt.
 4. *Tell* how sure that is: intervals of the mean by resampling prompt pairs, paired sign-flip
@@ -21,6 +21,7 @@ import numpy as np
 from scipy import sparse
 
 from attribution import integrated_effects, logit_diff
+from attribution.bootstrap import check_n_bootstrap
 from attribution.effects import total_effects
 from attribution.gradients import check_batch_size
 from circuits import Prompt, SplicedModel, UserError
@@ -40,9 +41,10 @@ from experiments.pooled import (
     pairs_of,
     pooled_effects,
 )
-from experiments.records import record_prompts
-from experiments.spans import SpanNode, Spans, aligned
+from experiments.records import record_of, record_prompts
+from experiments.spans import SpanNode, Spans, aligned, spans_of_others
 from experiments.statistics import benjamini_hochberg, cluster_interval, sign_flip_p
+from experiments.statistics.permutation import check_n_permutations
 from experiments.traced import traced_once
 
 Array = np.ndarray
@@ -91,12 +93,16 @@ def ablation_table(
 
     Raises:
         UserError: no prompts, prompts of several lengths without spans, held-out prompts that are
-            among the prompts, nodes that are no latents at spans, or what `measure` refuses.
+            among the prompts or divided into other spans, nodes that are no latents at spans, or
+            what `measure` refuses.
     """
-    _check(prompts, heldout, max_latents)
+    _check(prompts, heldout, max_latents, n_controls)
     check_batch_size(batch_size)
+    check_n_bootstrap(n_bootstrap)
+    check_n_permutations(n_permutations)
     nodes = None if nodes is None else tested_nodes(nodes, errors=False)
     spans = spans or aligned(model, prompts)
+    heldout_spans = spans_of_others(model, heldout, heldout_spans, spans, "heldout_spans")
     kind = traced_once(kind)  # three passes ask for each prompt's references
     question = _Question(model, metric, kind, downstream, batch_size, memory)
     draws = {"n_bootstrap": n_bootstrap, "n_permutations": n_permutations, "seed": seed}
@@ -105,8 +111,7 @@ def ablation_table(
     measured = question.measured(prompts, spans, [*screened.nodes, *controls.further])
     columns, notes = _told(question, prompts, screened, controls, measured, draws)
     if len(heldout):
-        there = heldout_spans or aligned(model, heldout)
-        again = question.measured(heldout, there, screened.nodes)
+        again = question.measured(heldout, heldout_spans, screened.nodes)
         held, why = retest(again.effect, columns["mean"], pairs_of(heldout), **draws)
         columns, notes = columns | held, [*notes, *why]
     settings = {
@@ -114,6 +119,7 @@ def ablation_table(
         "spans": list(spans.names),
         "n_controls": n_controls,
         "n_heldout": len(heldout),
+        "heldout": record_of(heldout),
         **draws,
         "notes": notes,
     }
@@ -232,6 +238,7 @@ def _table(
         "integrated_by": screened.integrated.estimator,
     }
     told = {key: value for key, value in settings.items() if key != "seed"}
+    told["reference_settings"] = question.kind.settings
     return AblationTable(
         nodes=tuple(screened.nodes[i] for i in order),
         effects=measured.effect[:, order],
@@ -272,8 +279,12 @@ def _mean_of(values: sparse.csr_array, at: Array) -> Array:
     return np.where(at < 0, 0.0, np.asarray(values.mean(0))[at])
 
 
-def _check(prompts: Sequence[Prompt], heldout: Sequence[Prompt], max_latents: int | None) -> None:
+def _check(
+    prompts: Sequence[Prompt], heldout: Sequence[Prompt], max_latents: int | None, n_controls: int
+) -> None:
     check_prompts(prompts)
     check_apart(prompts, heldout, "held-out")
     if max_latents is not None and (not isinstance(max_latents, int) or max_latents < 1):
         raise UserError(f"max_latents={max_latents!r}; give at least 1, or None to test all")
+    if n_controls < 0:
+        raise UserError(f"n_controls={n_controls}; give 0 or more")

@@ -69,7 +69,8 @@ def ratio_interval(
     """Low and high ends `[k]` of an interval of `mean of numerators / mean of denominators`.
 
     Each replicate draws whole clusters, as in `cluster_interval`, and divides the sums of both.
-    Replicates whose denominators sum to zero count as infinite.
+    Replicates whose denominators sum to zero count as infinite; where a numerator does too, that is
+    0 / 0, and its interval NaN.
 
     Args:
         numerators: One row an example, `[n, k]`.

@@ -55,8 +55,7 @@ def sign_flip_p(
     Raises:
         UserError: another shape, other than one label an example, or no permutations.
     """
-    if n_permutations < 1:
-        raise UserError(f"n_permutations={n_permutations}; give at least 1, such as 10000")
+    check_n_permutations(n_permutations)
     groups = Clusters.of(values, clusters)
     n = len(groups)
     smallest = np.abs(groups.sums.sum(0)) - TIE * groups.total
@@ -67,6 +66,12 @@ def sign_flip_p(
         count += _count(some, groups.sums, smallest)
     p = count / 2 ** (n - 1) if exact else (1 + count) / (1 + n_permutations)
     return np.where(groups.finite, p, np.nan)
+
+
+def check_n_permutations(n_permutations: int) -> None:
+    """Refuse fewer flips than one."""
+    if n_permutations < 1:
+        raise UserError(f"n_permutations={n_permutations}; give at least 1, such as 10000")
 
 
 def _count(signs: Array, sums: Array, smallest: Array) -> Array:

@@ -16,13 +16,13 @@ from random import Random
 from typing import Any
 
 from attribution import logit_diff
+from attribution.bootstrap import check_n_bootstrap
 from attribution.gradients import check_batch_size, check_convention
-from attribution.many.prompt_store import digest
 from circuits import Prompt, SplicedModel, UserError
 from experiments.checks import check_prompts
 from experiments.pooled import MetricOf, metric_of_name, pairs_of
-from experiments.records import record_prompts
-from experiments.spans import ALL, END, REST, SpanNode, Spans
+from experiments.records import record_of, record_prompts
+from experiments.spans import ALL, END, REST, SpanNode, Spans, check_spans
 from experiments.steering.modes import check_mode
 from experiments.steering.result import SteeringCurve
 from experiments.steering.runs import SteeringPlan, divergences, largest_activations, responses
@@ -87,6 +87,7 @@ def steer(
     _check(prompts, nodes, mode, doses, spans, n_random)
     check_convention(downstream)
     check_batch_size(batch_size, automatic=False)
+    check_n_bootstrap(n_bootstrap)
     texts = _neutral_texts(model, neutral, seed)
     plan = SteeringPlan(
         nodes=nodes,
@@ -132,7 +133,7 @@ def _provenance(
         "scales": list(plan.scales),
         "doses": list(plan.doses),
         "spans": list(spans.names),
-        "neutral": {"n": len(texts), "digest": digest(texts)},
+        "neutral": record_of(texts),
         "n_random": len(plan.directions),
     }
     seed = settings.pop("seed")
@@ -192,8 +193,6 @@ def _check(
 ) -> None:
     check_prompts(prompts, texts=True)
     check_mode(mode)
-    if mode == "set":
-        _check_one_value(nodes)
     if not any(doses) or len(set(doses)) < len(doses):
         raise UserError(f"doses {list(doses)}; give each once, and at least one that is not 0")
     named = next((node for node in nodes if node.span not in (ALL, END)), None)
@@ -202,19 +201,7 @@ def _check(
             f"{named} is at a span, but no spans were given; give spans=, or leave "
             f"@{named.span} out to steer everywhere, or give @{END} for the last position"
         )
-    if spans is not None and len(spans) != len(prompts):
-        raise UserError(f"spans of {len(spans)} prompts for {len(prompts)} prompts; give one each")
+    if spans is not None:
+        check_spans(spans, prompts)
     if n_random < 0:
         raise UserError(f"n_random={n_random}; give 0 or more random directions")
-
-
-def _check_one_value(nodes: Sequence[SpanNode]) -> None:
-    """Refuse a latent at two spans: they may overlap, and in neutral text they are one."""
-    seen = set()
-    for node in nodes:
-        if (node.site, node.latent) in seen:
-            raise UserError(
-                f"{node} is set at another span too, and in neutral text everywhere; "
-                "give each latent once, or mode='add'"
-            )
-        seen.add((node.site, node.latent))

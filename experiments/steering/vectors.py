@@ -8,8 +8,10 @@ is off, and where a negative `a` takes away more than the latent has.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from numbers import Real
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,17 +30,23 @@ def steered_nodes(model: SplicedModel, nodes: Sequence[SpanNode | str]) -> tuple
     """The latents that `nodes` name; `mlp.3/latent.901` alone is meant everywhere.
 
     Raises:
-        UserError: none, no list, an error, one named twice, or one that the model does not have.
+        UserError: none, no list, an error, one named twice (also at two spans), or one that the
+            model does not have.
     """
-    if isinstance(nodes, str | SpanNode) or not len(nodes):
+    if isinstance(nodes, str) or not isinstance(nodes, Collection) or not len(nodes):
         raise UserError("give a list of latents to steer, for example ['mlp.3/latent.901']")
     found = tuple(_node(node) for node in nodes)
+    steered = set()
     for node in found:
         if node.latent is None:
             raise UserError(f"{node} is an error; steering raises latents: mlp.3/latent.901")
         check_latent(model, node.site, node.latent, node)
-        if found.count(node) > 1:
-            raise UserError(f"{node} is steered twice; give each latent once")
+        if (node.site, node.latent) in steered:
+            raise UserError(
+                f"{node} is steered twice; give each latent once, at one span, since neutral "
+                "texts are steered everywhere"
+            )
+        steered.add((node.site, node.latent))
     return found
 
 
@@ -109,13 +117,15 @@ def steering_edits(added: Shifts) -> dict[Site, Edit]:
 
 
 def checked_numbers(numbers: Sequence[float], what: str) -> tuple[float, ...]:
-    """`numbers` if they are finite.
+    """`numbers` if they are a list of finite ones.
 
     Raises:
-        UserError: one is not.
+        UserError: they are not.
     """
+    if not isinstance(numbers, Sequence | np.ndarray):
+        raise UserError(f"{what} {numbers!r}; give a list of finite numbers")
     for number in numbers:
-        if not isinstance(number, int | float) or not math.isfinite(number):
+        if not isinstance(number, Real) or not math.isfinite(number):
             raise UserError(f"{what} {number!r}; give finite numbers")
     return tuple(float(number) for number in numbers)
 

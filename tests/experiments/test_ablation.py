@@ -25,6 +25,7 @@ from circuits import (
 )
 from circuits.trace import Trace
 from experiments.ablation import Ablations, ablate_each, pearson
+from experiments.kinds import set_value
 
 PROMPT = Prompt(
     "w1 w5 w9 w2 w5 w9 w30 w7 w8 w11",
@@ -245,6 +246,15 @@ def test_a_latent_already_at_its_reference_has_no_effect(model):
         assert row.attributed == 0
         assert row.measured == pytest.approx(0, abs=rounding)
     assert isnan(rows.correlation)
+
+
+def test_a_latent_is_shown_with_the_sign_of_what_it_was_set_to(model):
+    (reference,) = set_value(-2.0).references(model, PROMPT)
+    error = ErrorNode(Site(0, "mlp"), 2)
+    nodes = [*strongest_of_each_kind(model, zero_reference(model, PROMPT)), error]
+    *latents, last = ablate_each(model, PROMPT, METRIC, nodes, reference=reference)
+    assert {row.baseline for row in latents} == {-2.0}
+    assert last.baseline == last.act == pytest.approx(reference.value(error).norm().item())
 
 
 def test_no_nodes_make_an_empty_result(model, tmp_path):

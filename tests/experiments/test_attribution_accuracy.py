@@ -188,7 +188,7 @@ def test_numbers_are_those_of_agreement(report):
     assert of_prompts["pearson"] == pytest.approx(np.mean(each))
 
 
-def test_groups_part_the_nodes(report):
+def test_groups_part_the_nodes(model, report):
     frame = report.frame()
     own = frame[
         (frame["question"] == "single")
@@ -199,6 +199,9 @@ def test_groups_part_the_nodes(report):
     transitions = [group for group in own.index if "->" in group]
     assert own["all"] == own[kinds].sum() + own["errors"]
     assert own[transitions].sum() == own[kinds].sum()
+    joint = frame[frame["question"] == "joint 30 %"]["group"]
+    kinds = {site.kind for site in model.sites}
+    assert set(joint) == {"all", *(f"latents and errors at {kind}" for kind in kinds)}
 
 
 def test_every_form_names_the_conventions(report, tmp_path):

@@ -38,6 +38,21 @@ def test_the_expected_overlap_is_that_of_random_sets():
     assert expected == pytest.approx(np.mean(draws), abs=4 * np.std(draws) / 4000**0.5)
 
 
+def test_a_node_that_is_ranked_twice_counts_once():
+    found = circuit_overlap({"a": nodes(1, 1, 2, 3), "b": nodes(1, 2, 3)}, sizes=[3, 4]).frame()
+    assert found["size"].tolist() == [3]
+    assert found["jaccard"].tolist() == [1]
+
+
+def test_what_was_not_compared_is_left_blank():
+    result = circuit_overlap(
+        {"a": nodes(1, 2, 3), "b": nodes(2, 3, 4), "c": nodes(9)}, sizes=[1, 3]
+    )
+    drawn = {text.get_position(): text.get_text() for text in result.figure().axes[0].texts}
+    diagonal = {(i, i): "1.00" for i in range(3)}
+    assert drawn == {**diagonal, (0, 1): "0.50", (1, 0): "0.50"}
+
+
 def test_an_overlap_is_drawn_and_written(tmp_path):
     result = circuit_overlap({"a": nodes(1, 2), "b": nodes(2, 3)}, sizes=[1, 2])
     assert result.plot(tmp_path / "overlap.svg").exists()
@@ -47,7 +62,12 @@ def test_an_overlap_is_drawn_and_written(tmp_path):
 
 @pytest.mark.parametrize(
     ("rankings", "sizes", "says"),
-    [({"a": nodes(1)}, [1], "two or more"), ({"a": nodes(1), "b": nodes(1)}, [3], "smaller")],
+    [
+        ({"a": nodes(1)}, [1], "two or more"),
+        ({"a": nodes(1), "b": nodes(1)}, [3], "smaller"),
+        ({"a": nodes(1), "b": nodes(1)}, [1, 0], r"sizes=\[1, 0\]; give numbers of nodes"),
+        ({"a": nodes(1), "b": nodes(1)}, [-1], r"sizes=\[-1\]; give numbers of nodes"),
+    ],
 )
 def test_what_cannot_be_compared_is_refused(rankings, sizes, says):
     with pytest.raises(UserError, match=says):
@@ -96,9 +116,26 @@ def test_a_task_is_served_best_by_its_own_circuit(crossed):
     assert (own > np.asarray(result.frame()["random_mean"].dropna())).all()
 
 
+def test_every_line_says_what_it_depends_on(crossed):
+    result, _, prompts, _ = crossed
+    for row in result.frame().to_dict("records"):
+        assert row["metric"] == f"{row['task']} metric"
+        assert row["n_prompts"] == len(prompts[row["task"]])
+        assert np.isnan(row["random_mean"]) == (row["circuit"] != row["task"])
+    for task in result.tasks:
+        told = {"size": 60, "n_random": 3, "reference_settings": {}, **result.conventions}
+        assert told.items() <= result.provenance[task]["settings"].items()
+
+
 def test_positions_of_another_task_mean_nothing(model):
     at = {"ioi": [SpanNode(Site(0, "mlp"), 1, "subject")]}
     with pytest.raises(UserError, match="whole"):
         cross_task(model, at, {"ioi": TASKS["ioi"].prompts(n=2)})
     with pytest.raises(UserError, match="give both"):
         cross_task(model, {"ioi": nodes(1)}, {"pronouns": []})
+
+
+def test_a_metric_is_of_a_task(model):
+    prompts = {"ioi": TASKS["ioi"].prompts(n=2)}
+    with pytest.raises(UserError, match=r"metrics of \['typo'\]; give them for ioi alone"):
+        cross_task(model, {"ioi": nodes(1)}, prompts, {"typo": TASKS["ioi"].metric})

@@ -21,6 +21,7 @@ from circuits import (
 from circuits.interventions import edits
 from experiments.circuit.faithfulness import faithfulness_curve
 from experiments.circuit.runs import Candidates, run_kept
+from experiments.spans import SpanNode
 from graphs import AttributionGraph
 
 PROMPT = Prompt(
@@ -207,6 +208,8 @@ def test_where_nothing_is_at_stake_it_refuses(model):
         ({"n_random": -1}, "0 or more"),
         ({"batch_size": 0}, "at least one row"),
         ({"graph": [LatentNode(Site(0, "mlp"), 0, 0)]}, "is not active on this prompt"),
+        ({"graph": [SpanNode(Site(0, "mlp"), 0, "1")]}, "latents and errors; got SpanNode mlp.0"),
+        ({"graph": ["mlp.0/latent.0@1"]}, "latents and errors; got str mlp.0"),
     ],
 )
 def test_bad_arguments_are_refused(model, changed, message):

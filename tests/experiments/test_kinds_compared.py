@@ -66,12 +66,14 @@ def test_a_latent_flips_where_no_interval_leaves_its_sign_open(model):
 
 
 def test_the_record_says_how_intervals_and_p_were_drawn(model, nodes):
-    kinds = [patch(), zero()]
+    kinds = [patch(), mean_of(OTHERS)]
     result = compare_kinds(
         model, PROMPTS, nodes[:2], kinds=kinds, n_bootstrap=100, n_permutations=7
     )
     settings = result.provenance["settings"]
     assert (settings["n_bootstrap"], settings["n_permutations"]) == (100, 7)
+    assert settings["kinds"] == {kind.name: kind.settings for kind in kinds}
+    assert set(result.frame()["n_prompts"]) == {len(PROMPTS)}
 
 
 def test_the_command_says_it_and_makes_the_references_that_it_screens_by_once(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 from attribution import integrated_effects, logit_diff, total_effects
-from circuits import Site, UserError
+from circuits import Site
 from experiments.kinds import patch
 from experiments.latents.controls import Controls, matched_controls
 from experiments.latents.table import ablation_table, screen
@@ -49,11 +49,6 @@ def test_controls_have_the_site_the_span_and_about_the_change(pooled, n):
     assert len(found[-1]) == 0
     if n:
         assert set(np.concatenate(found)) & set(chosen)
-
-
-def test_there_are_no_fewer_than_no_controls(pooled):
-    with pytest.raises(UserError, match="n_controls=-1; give 0 or more"):
-        Controls.matched(pooled, np.array([0]), -1, 0)
 
 
 def synthetic(rng: np.random.Generator) -> PooledEffects:

@@ -10,6 +10,7 @@ from circuits import Prompt, UserError
 from experiments.kinds import patch
 from experiments.latents.table import ablation_table, screen
 from experiments.pooled import measured_effects, pairs_of, pooled_effects
+from experiments.records import record_of
 from experiments.spans import aligned
 from tests.experiments.test_pooled import PROMPTS, pair
 
@@ -81,6 +82,7 @@ def test_every_form_names_the_conventions(table, tmp_path):
     assert set(frame["estimator"]) == {"gradient x activation"}
     content = json.loads(table.save(tmp_path / "t.json").read_text())
     assert content["provenance"]["prompts"]["n"] == len(PROMPTS)
+    assert content["provenance"]["settings"]["heldout"] == record_of(HELDOUT)
     assert len(content["rows"]) == 12
     assert "<svg" in table.plot(tmp_path / "t.svg").read_text()
     lines = table.text(top=3).splitlines()

@@ -238,7 +238,7 @@ def test_a_node_that_no_prompt_has_only_costs(model):
         ({"nodes": [SpanNode(Site(0, "mlp"), 1, "subject")]}, "no span 'subject'"),
         ({"prompts": []}, "0 prompts and spans of 2"),
         ({"prompts": PROMPTS[:1]}, "1 prompts and spans of 2"),
-        ({"downstream": "drop"}, "downstream='drop'; masks are learned with recompute or freeze"),
+        ({"downstream": "drop"}, "downstream='drop'; attribution knows recompute and freeze"),
         ({"sparsity": -1.0}, "sparsity=-1.0"),
         ({"n_steps": 0}, "n_steps=0"),
         ({"learning_rate": 0.0}, "learning_rate=0.0"),

@@ -1,5 +1,6 @@
 """Effects of many prompts are those of each prompt, summed over the positions of a span."""
 
+import json
 from dataclasses import replace
 from weakref import ref
 
@@ -149,6 +150,23 @@ def test_kinds_give_the_values_that_they_name(model):
     assert held.acts(site).count_nonzero() == len(clean.pos)
     names = ("patch", "mean", "resample", "zero", "set to 2.5")
     assert [kind_named(name, PROMPTS).name for name in names] == list(names)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (mean_of(TEXTS), mean_of(TEXTS[:2])),
+        (mean_of(TEXTS), mean_of(PROMPTS)),
+        (resample(TEXTS), resample(TEXTS[::-1])),
+        (resample(TEXTS), resample(TEXTS, n=2)),
+        (resample(TEXTS), resample(TEXTS, seed=1)),
+        (set_value(1.0), set_value(1 + 1e-9)),
+    ],
+)
+def test_kinds_of_one_name_say_in_what_they_differ(one, other):
+    assert one.name == other.name
+    assert one.settings != other.settings
+    assert json.loads(json.dumps(one.settings)) == traced_once(one).settings
 
 
 def test_a_mean_is_of_the_model_that_is_asked(model):

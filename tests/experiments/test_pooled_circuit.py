@@ -12,6 +12,7 @@ from circuits import Prompt, Site, UserError
 from experiments.circuit.pooled_circuit import dataset_circuit
 from experiments.kinds import patch
 from experiments.pooled import PooledEffects, measured_effects, pairs_of, pooled_effects
+from experiments.records import record_of
 from experiments.spans import SpanNode, aligned, by_pattern
 from experiments.statistics import cluster_interval, top_k_inclusion
 from tests.experiments.test_pooled import PROMPTS, pair
@@ -51,6 +52,7 @@ def test_test_prompts_rank_for_themselves(model, circuit):
     shared = len(set(own.nodes) & set(circuit.nodes))
     assert circuit.test_jaccard == pytest.approx(shared / (30 - shared))
     assert circuit.n_test == 2
+    assert circuit.provenance["settings"]["test"] == record_of(TEST)
 
 
 def test_intervals_on_test_prompts_are_of_their_own_effects(model, circuit):

@@ -8,7 +8,7 @@ import pytest
 
 import experiments
 from attribution import integrated_each, logit, logit_diff
-from circuits import ErrorNode, LatentNode, Prompt, Site, UserError
+from circuits import ErrorNode, LatentNode, Prompt, Site, SplicedModel, UserError
 from experiments import (
     ablate_each,
     ablation_table,
@@ -24,9 +24,9 @@ from experiments import (
     steer,
 )
 from experiments.kinds import mean_of, patch, zero
-from experiments.pooled import measured_by_kind, measured_effects
-from experiments.spans import ALL, SpanNode
-from tests.experiments.test_pooled import PROMPTS, TEXTS
+from experiments.pooled import measured_by_kind, measured_effects, pooled_effects
+from experiments.spans import ALL, SpanNode, aligned, whole
+from tests.experiments.test_pooled import PROMPTS, TEXTS, pair
 
 METRIC = logit_diff(PROMPTS[0])
 NODE, OTHER = (SpanNode(Site(0, "mlp"), latent, "2") for latent in (3, 5))
@@ -156,6 +156,7 @@ def test_circuits_and_steering_take_texts_and_nothing_else(model):
     how = {"reference": mean_of(texts), "n_random": 0}
     curve = faithfulness_curve(model, texts, answer, [NODE, OTHER], sizes=[1], **how)
     assert curve.n_prompts == len(texts)
+    assert curve.provenance["settings"]["reference_settings"]["prompts"]["n"] == len(texts)
     for ask in (
         lambda prompts: faithfulness_curve(model, prompts, answer, [NODE], sizes=[1], **how),
         lambda prompts: minimality(model, prompts, answer, [NODE], reference=how["reference"]),
@@ -230,3 +231,68 @@ def test_a_latent_given_twice_is_tested_once(model):
     )
     assert twice.nodes == once.nodes == (NODE, OTHER)
     assert twice.frame().equals(once.frame())
+
+
+@pytest.fixture
+def no_pass(monkeypatch):
+    """A model that must not run."""
+    monkeypatch.setattr(SplicedModel, "forward", lambda *_, **__: pytest.fail("a pass was made"))
+
+
+COMPARED = partial(compare_kinds, kinds=KINDS)
+
+
+@pytest.mark.parametrize(
+    ("study", "given", "option"),
+    [
+        (ablation_table, (), "n_bootstrap=50"),
+        (ablation_table, (), "n_permutations=0"),
+        (ablation_table, (), "n_controls=-1"),
+        (COMPARED, ([NODE],), "n_bootstrap=50"),
+        (COMPARED, ([NODE],), "n_permutations=0"),
+        (dataset_circuit, (), "n_bootstrap=50"),
+        (dataset_circuit, (), "k=0"),
+        (steer, ([STEERED],), "n_bootstrap=50"),
+    ],
+)
+def test_numbers_of_draws_are_refused_before_the_first_pass(model, no_pass, study, given, option):
+    name, value = option.split("=")
+    with pytest.raises(UserError, match=f"{option}; "):
+        study(model, PROMPTS, *given, **{name: int(value)})
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda model, spans: ablation_table(model, PROMPTS, spans=spans),
+        lambda model, spans: compare_kinds(model, PROMPTS, [NODE], kinds=KINDS, spans=spans),
+        lambda model, spans: dataset_circuit(model, PROMPTS, spans=spans),
+        lambda model, spans: faithfulness_curve(
+            model, PROMPTS, logit_diff, [NODE], sizes=[1], spans=spans
+        ),
+        lambda model, spans: minimality(model, PROMPTS, logit_diff, [NODE], spans=spans),
+        lambda model, spans: steer(model, PROMPTS, [STEERED], spans=spans),
+        lambda model, spans: measured_effects(model, PROMPTS, spans, logit_diff, [NODE], zero()),
+        lambda model, spans: pooled_effects(model, PROMPTS, spans, logit_diff, zero()),
+    ],
+)
+@pytest.mark.parametrize("prompts", [PROMPTS[:2], [*PROMPTS, PROMPTS[0]]], ids=["2", "4"])
+def test_spans_are_of_the_prompts(model, no_pass, ask, prompts):
+    with pytest.raises(UserError, match=f"3 prompts and spans of {len(prompts)}; give at least"):
+        ask(model, aligned(model, prompts))
+
+
+@pytest.mark.parametrize(
+    ("study", "name"), [(ablation_table, "heldout"), (dataset_circuit, "test")]
+)
+def test_prompts_to_test_on_have_the_spans_of_the_others(model, no_pass, study, name):
+    """Forgotten, they would be positions, at which no node is: a mean of 0 everywhere."""
+    others = [pair("w3 w5 w9 w2 w8 w9 w30", 1)]
+    how: dict[str, Any] = {name: others, "spans": whole(model, PROMPTS)}
+    says = f"the prompts have the spans all and those to test on 1, 2, .*; give {name}_spans="
+    with pytest.raises(UserError, match=says):
+        study(model, PROMPTS, **how)
+    with pytest.raises(UserError, match=says):
+        study(model, PROMPTS, **how, **{f"{name}_spans": aligned(model, others)})
+    with pytest.raises(UserError, match="1 prompts and spans of 3"):
+        study(model, PROMPTS, **how, **{f"{name}_spans": whole(model, PROMPTS)})

@@ -19,6 +19,7 @@ from experiments.steering.dose_response import steer
 from experiments.steering.modes import steer_rows
 from experiments.steering.vectors import (
     as_large,
+    checked_numbers,
     positions,
     random_directions,
     shifts,
@@ -360,10 +361,13 @@ def test_given_scales_and_no_random_directions(model):
         ({"nodes": ["mlp.9/latent.1"]}, "no dictionary at mlp.9"),
         ({"nodes": ["mlp.0/latent.96"]}, "no latent 96; mlp.0 has 96"),
         ({"nodes": ["mlp.0/latent.3"] * 2}, "is steered twice"),
+        ({"nodes": None}, "give a list of latents to steer"),
         ({"nodes": ["mlp.0/latent.3@subject"]}, "no spans were given"),
         ({"doses": []}, "at least one that is not 0"),
         ({"doses": [1, 1]}, "give each once"),
         ({"doses": [float("nan")]}, "a dose of nan; give finite numbers"),
+        ({"doses": 2.0}, "a dose of 2.0; give a list of finite numbers"),
+        ({"scales": 2.0}, "a scale of 2.0; give a list of finite numbers"),
         ({"scales": [1.0, 2.0]}, "scales [1.0, 2.0] for 1 latents"),
         ({"neutral": None}, "no neutral texts to measure the KL on (random brings none)"),
         ({"neutral": []}, "no neutral texts"),
@@ -378,6 +382,12 @@ def test_bad_input_is_told_in_a_sentence(model, change, told):
         steer(model, **given)
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_numbers_may_be_numpy_s():
+    given = [np.arange(1, 4), [np.int64(1), np.float32(2), 3], (1.0, 2.0, 3.0)]
+    for numbers in given:
+        assert checked_numbers(numbers, "a dose of") == (1.0, 2.0, 3.0)
 
 
 def test_a_latent_that_is_on_nowhere_has_no_scale(tiny):

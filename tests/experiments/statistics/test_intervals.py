@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from circuits import UserError
-from experiments.statistics import cluster_interval
+from experiments.statistics import cluster_interval, ratio_interval
 from tests.attribution.test_bootstrap import bootstrap_mean
 
 SAMPLES = 2000
@@ -88,6 +88,12 @@ def test_what_has_no_interval_is_nan():
     assert np.isnan(cluster_interval([[1.0], [2.0]], ["a", "a"])).all()
     low, high = cluster_interval([[1.0, np.nan, 3.0], [1.5, 2.0, np.inf], [0.5, 1.0, 2.0]])
     assert np.isnan([low, high]).tolist() == [[False, True, True]] * 2
+
+
+def test_nothing_over_nothing_has_no_interval():
+    """One replicate in four draws the first example twice: 0 / 0."""
+    assert np.isnan(ratio_interval([[0.0], [1.0]], [0.0, 1.0])).all()
+    assert np.isfinite(ratio_interval([[0.0], [1.0]], [0.5, 1.0])).all()
 
 
 def test_mistakes_are_one_sentence():
