@@ -42,7 +42,10 @@ _OPTIONS = (
         "--downstream", type=click.Choice(["recompute", "freeze"]), default="recompute",
         show_default=True, help="Errors downstream follow the change or keep their clean values.",
     ),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of everything random."),
+    click.option(
+        "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
+        help="Of everything random.",
+    ),
     MODEL,
     *LOADING,
     *OUTPUT,

@@ -29,8 +29,14 @@ DICTIONARIES = (
         help="Kinds of site, by commas: attn,mlp,resid (default); also embed, and transcoder in "
         "the place of mlp.",
     ),
-    click.option("--width", help="Of several dictionaries at a site: 16k (the default)."),
-    click.option("--l0", help="And of several L0: canonical (the default), 71, nearest:50."),
+    click.option(
+        "--width",
+        help="How many latents, where a site has several dictionaries: 16k (default), 65k, ...",
+    ),
+    click.option(
+        "--l0",
+        help="And how many are on at a token: canonical (default, nearest 100), 71, nearest:50.",
+    ),
 )  # fmt: skip
 
 LOADING = (

@@ -85,3 +85,9 @@ def test_the_quality_of_the_bundled_model_does_not_replace_a_file(tmp_path):
     result = CliRunner().invoke(quality, ["--save", str(path)])
     assert result.exit_code == 2
     assert "exists already; pass" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["faithfulness", "edges", *MANY_PROMPTS])
+def test_a_seed_below_0_is_refused_before_a_model_is_loaded(command, monkeypatch):
+    monkeypatch.setattr("circuits.load", None)
+    assert "-1 is not in the range x>=0" in said(command, *LOADING[command], "--seed", -1)
