@@ -152,6 +152,15 @@ def kind_named(name: str, prompts: Sequence[str | Prompt], *, seed: int = 0) -> 
     )
 
 
+def check_kind_name(name: str) -> None:
+    """Refuse, before there are prompts, what `kind_named` does not know.
+
+    Raises:
+        UserError: no such kind.
+    """
+    kind_named(name, ["any"])
+
+
 def _check_set(prompts: Sequence[str | Prompt]) -> None:
     if isinstance(prompts, str | Prompt) or not prompts:
         raise UserError("give a list of prompts whose values stand in, at least one")

@@ -25,7 +25,18 @@ def test_python_in_the_docs_runs(path, tmp_path, monkeypatch, capsys):
         assert written == {"ioi.html", "ioi_faithfulness.svg"}
 
 
-def test_links_between_documents_lead_somewhere():
-    for path in DOCS:
-        for link in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text()):
-            assert (path.parent / link).exists(), f"{path.name}: {link}"
+def anchors(path):
+    """The names of a page's titles, as GitHub makes them, and those it gives itself."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    return slugs | set(re.findall(r'id="([^"]+)"', text))
+
+
+@pytest.mark.parametrize("path", [*DOCS, ROOT / "benchmarks" / "RESULTS.md"], ids=lambda p: p.name)
+def test_links_between_documents_lead_somewhere(path):
+    for link in re.findall(r"\]\((?!http)([^)\s]+)\)", path.read_text()):
+        name, _, anchor = link.partition("#")
+        page = path.parent / name if name else path
+        assert page.exists(), link
+        assert not anchor or anchor in anchors(page), link

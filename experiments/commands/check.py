@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
+
+from experiments.commands.options import LOADING, Loading, loads, read_texts
 
 if TYPE_CHECKING:
     from experiments.gates import GateReport, GateRow
@@ -14,24 +16,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Whether the dictionaries fit the model; run it first.")
 @click.argument("model", metavar="MODEL")
 @click.option(
-    "--dictionaries", metavar="DIR|NAME",
-    help="A folder that mirrors the hub (folders ending in -res, -att, -mlp) or holds other "
-    "libraries' dictionaries; or the name of a model whose Gemma Scope to take.",
-)  # fmt: skip
-@click.option(
-    "--sites",
-    metavar="KINDS",
-    help="Kinds: attn,mlp,resid (default); transcoder.",
-)
-@click.option("--width", help="Of several dictionaries at a site: 16k (the default).")
-@click.option("--l0", help="And of several L0: canonical (the default), 71, nearest:50.")
-@click.option("--device", help="cpu, cuda, ...; CUDA when there is one, by default.")
-@click.option(
-    "--memory", metavar="AMOUNT",
-    help="What the model and its dictionaries may take, for example 20GB.",
-)  # fmt: skip
-@click.option(
-    "--text", "texts", metavar="FILE", type=click.Path(path_type=Path),
+    "--text", "texts", metavar="FILE", type=click.Path(path_type=Path), callback=read_texts,
     help="Texts of your own, one a line. Default: those of the bundled model; else sixty English "
     "ones of several kinds.",
 )  # fmt: skip
@@ -44,15 +29,10 @@ if TYPE_CHECKING:
     help="Where to write, by suffix: .csv or .json (with the provenance). May be repeated.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace files that exist.")
+@loads(LOADING)
 def check(
-    model: str,
-    dictionaries: str | None,
-    sites: str | None,
-    width: str | None,
-    l0: str | None,
-    device: str | None,
-    memory: str | None,
-    texts: Path | None,
+    loading: Loading,
+    texts: list[str] | None,
     batch_size: int,
     out: tuple[Path, ...],
     force: bool,
@@ -72,19 +52,14 @@ def check(
       circuits check gemma-2-2b --sites mlp --out gates.csv
       circuits check my-model/ --dictionaries my-dictionaries/ --text my-texts.txt
     """
-    from circuits import load
     from experiments.gates import check_dictionaries
     from experiments.records import TABLES, check_output
 
     out = tuple(dict.fromkeys(out))
     for path in out:
         check_output(path, TABLES, overwrite=force)
-    own = _read_texts(texts) if texts is not None else None
-    given = {"sites": sites and [kind.strip() for kind in sites.split(",")],
-             "width": width, "l0": l0, "memory": memory}  # fmt: skip
-    choice: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    loaded = load(model, dictionaries=dictionaries, device=device, **choice)
-    report = check_dictionaries(loaded, own, batch_size=batch_size)
+    loaded = loading.load()
+    report = check_dictionaries(loaded, texts, batch_size=batch_size)
     click.echo(f"{loaded!r}\n")
     click.echo(_table(report))
     click.echo(f"\n{report}")
@@ -92,22 +67,6 @@ def check(
         click.echo(f"wrote {report.save(path, overwrite=force)}")
     if not report.passed:
         raise SystemExit(1)
-
-
-def _read_texts(path: Path) -> list[str]:
-    """The lines of a file that are not blank."""
-    from circuits.errors import UserError
-
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; give a text file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8; save it as such") from error
-    texts = [line for line in lines if line.strip()]
-    if not texts:
-        raise UserError(f"{path} holds no texts; write one a line")
-    return texts
 
 
 def _table(report: GateReport) -> str:

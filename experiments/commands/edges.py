@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     "--downstream", type=click.Choice(["recompute", "freeze", "drop"]), default="recompute",
     show_default=True, help="What errors do when the target alone is changed.",
 )  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random edges.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
+    help="Of the random edges.",
+)  # fmt: skip
 @writes
 @asks
 def edges(

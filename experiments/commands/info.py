@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
+
+from experiments.commands.options import DICTIONARIES, Loading, loads
 
 if TYPE_CHECKING:
     from circuits import SplicedModel
@@ -13,25 +16,8 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Models, layers, dictionaries, tasks, and what loading takes.")
 @click.argument("model", required=False)
-@click.option(
-    "--dictionaries", metavar="DIR|NAME",
-    help="Of a model folder of your own: its dictionaries; or the name of the model whose Gemma "
-    "Scope to take.",
-)  # fmt: skip
-@click.option(
-    "--sites",
-    metavar="KINDS",
-    help="Kinds: attn,mlp,resid (default); transcoder.",
-)
-@click.option("--width", help="Of several dictionaries at a site: 16k (the default).")
-@click.option("--l0", help="And of several L0: canonical (the default), 71, nearest:50.")
-def info(
-    model: str | None,
-    dictionaries: str | None,
-    sites: str | None,
-    width: str | None,
-    l0: str | None,
-) -> None:
+@loads(DICTIONARIES)
+def info(loading: Loading) -> None:
     """List the models, or one MODEL's layers, sites, dictionaries and tasks.
 
     For a model of the hub: what the other commands would load with the same --sites, --width and
@@ -51,12 +37,7 @@ def info(
     from circuits.errors import UserError
     from circuits.loading.models import HUB_MODELS, bundled_models
 
-    given = {
-        "sites": sites and [kind.strip() for kind in sites.split(",")],
-        "width": width,
-        "l0": l0,
-    }
-    choice = {name: value for name, value in given.items() if value is not None}
+    model, dictionaries, choice = loading.model, loading.dictionaries, loading.choice()
     if model is None:
         if choice or dictionaries is not None:
             raise UserError("say which model the options are about, for example gemma-2-2b")
@@ -69,9 +50,7 @@ def info(
             f"to take, {' or '.join(catalogue())}"
         )
     else:
-        from circuits import load
-
-        _describe_loaded(load(model, dictionaries=dictionaries, device="cpu", **choice))
+        _describe_loaded(replace(loading, device="cpu").load())
         if model in bundled_models():
             _list_tasks()
 

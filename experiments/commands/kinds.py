@@ -10,7 +10,7 @@ from experiments.commands.many import Many, asks_many
 @click.command(short_help="Kinds of ablation side by side: which conclusions survive.")
 @click.option(
     "--kinds", "names", default="patch,mean,resample,zero", show_default=True, metavar="KINDS",
-    help="The kinds to compare, two or more; --kind screens the latents.",
+    help="The kinds to compare, two or more; the latents are the strongest under --kind.",
 )  # fmt: skip
 @click.option(
     "--top", type=click.IntRange(min=1), default=50, show_default=True, metavar="N",
@@ -35,13 +35,13 @@ def kinds(many: Many, names: str, top: int) -> None:
     from experiments.results import layout
     from experiments.traced import traced_once
 
+    donors = many.others or many.prompts
+    kinds = [kind_named(name.strip(), donors, seed=many.seed) for name in names.split(",")]
     spans, screening = many.spans(many.prompts), traced_once(many.kind)
     found = pooled_effects(
         many.model, many.prompts, spans, many.metric, screening, downstream=many.downstream
     )
     nodes = [found.nodes[i] for i in screen(found, found)[:top].tolist()]
-    donors = many.others or many.prompts
-    kinds = [kind_named(name.strip(), donors, seed=many.seed) for name in names.split(",")]
     result = compare_kinds(
         many.model,
         many.prompts,

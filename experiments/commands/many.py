@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from experiments.commands.options import OUTPUT, Files, with_options
+from experiments.commands.options import LOADING, MODEL, OUTPUT, Files, Loading, with_options
 
 if TYPE_CHECKING:
     from circuits import Prompt, SplicedModel
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _OPTIONS = (
     click.option(
         "--task", required=True, metavar="NAME|FILE",
-        help="A task of the bundled model (ioi, ...), a named data set (agreement/nounpp), or a "
+        help="A task (ioi, ...: see circuits info tiny), a data set (agreement/nounpp), or a "
         "file of pairs (.jsonl as feature-circuits', .csv as EAP-IG's).",
     ),
     click.option(
@@ -35,25 +35,23 @@ _OPTIONS = (
     ),
     click.option(
         "--kind", "kind_name", default="patch", show_default=True,
-        metavar="KIND", help="What ablated latents are set to: patch, mean, resample, zero, or "
-        "'set to 2.5'.",
+        metavar="KIND", help="What ablated latents are set to: patch (the partner's values), "
+        "mean or resample (of further prompts), zero, or 'set to 2.5'.",
     ),
     click.option(
         "--downstream", type=click.Choice(["recompute", "freeze"]), default="recompute",
         show_default=True, help="Errors downstream follow the change or keep their clean values.",
     ),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of everything random."),
-    click.option("--model", default="tiny", show_default=True, metavar="NAME|DIR",
-                 help="tiny (bundled), gemma-2-2b, ..., or a Hugging Face folder."),
-    click.option("--dictionaries", metavar="DIR|NAME", help="As for circuits trace."),
-    click.option("--sites", default="attn,mlp,resid", show_default=True, metavar="KINDS",
-                 help="Kinds of site; transcoder is another."),
-    click.option("--device", help="cpu, cuda, ...; CUDA when there is one, by default."),
-    click.option("--memory", metavar="AMOUNT", help="What model and dictionaries may take: 20GB."),
+    click.option(
+        "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
+        help="Of everything random.",
+    ),
+    MODEL,
+    *LOADING,
     *OUTPUT,
 )  # fmt: skip
-_NAMES = ("task", "n_prompts", "spanned", "kind_name", "downstream", "seed", "model",
-          "dictionaries", "sites", "device", "memory", "out", "force")  # fmt: skip
+_NAMES = ("task", "n_prompts", "spanned", "kind_name", "downstream", "seed", "loading", "out",
+          "force")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,13 +94,14 @@ def asks_many(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command over many prompts its options, as one `many` argument, loaded."""
 
     def gather(options: dict[str, Any]) -> dict[str, Any]:
+        options["loading"] = Loading.taken(options)
         return {"many": _loaded({name: options.pop(name) for name in _NAMES}), **options}
 
     return with_options(command, _OPTIONS, gather)
 
 
 def _loaded(given: dict[str, Any]) -> Many:
-    from circuits import UserError, load
+    from circuits import UserError
     from experiments.kinds import kind_named
     from experiments.named import prompts_named
 
@@ -110,13 +109,7 @@ def _loaded(given: dict[str, Any]) -> Many:
     asked = given["task"], given["n_prompts"], given["seed"]
     prompts, others, _ = prompts_named(*asked)
     kind = kind_named(given["kind_name"], others or prompts)  # before a model is loaded for nothing
-    model = load(
-        given["model"],
-        dictionaries=given["dictionaries"],
-        sites=[site.strip() for site in given["sites"].split(",")],
-        device=given["device"],
-        memory=given["memory"],
-    )
+    model = given["loading"].load()
     prompts, others, metric = prompts_named(*asked, model=model, aligned=kind.name == "patch")
     for line in _told(prompts, others, given["n_prompts"]):
         click.echo(line, err=True)

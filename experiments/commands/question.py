@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from experiments.commands.options import with_options
+from experiments.commands.options import LOADING, MODEL, Loading, with_options
 
 if TYPE_CHECKING:
     from attribution import Metric
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 METRICS = ("logit-diff", "logit", "log-prob", "prob")
 
 _OPTIONS = (
-    click.option("--task", help="A task of the bundled model instead of a prompt: ioi, ..."),
+    click.option("--task", help="Instead of a prompt, a task: ioi, ...; see circuits info tiny."),
     click.option(
         "--example", type=click.IntRange(0, 199), default=0, show_default=True, metavar="N",
         help="Which held-out prompt of the task, counted from 0.",
@@ -37,24 +37,8 @@ _OPTIONS = (
         help="What is explained. Default: the task's own; logit-diff with a foil, else logit. "
         "Units: logits, nats (log-prob) or probability (prob).",
     ),
-    click.option(
-        "--model", metavar="NAME|DIR",
-        help="tiny (bundled, the default), gemma-2-2b, ..., or a Hugging Face folder.",
-    ),
-    click.option(
-        "--dictionaries", metavar="DIR|NAME",
-        help="A folder that mirrors the hub (folders ending in -res, -att, -mlp) or holds other "
-        "libraries' dictionaries; or the name of a model whose Gemma Scope to take.",
-    ),
-    click.option("--sites", metavar="KINDS", help="Kinds: attn,mlp,resid (default); transcoder."),
-    click.option("--width", help="Of several dictionaries at a site: 16k (the default)."),
-    click.option("--l0", help="And of several L0: canonical (the default), 71, nearest:50."),
-    click.option("--device", help="cpu, cuda, ...; CUDA when there is one, by default."),
-    click.option(
-        "--memory", metavar="AMOUNT",
-        help="What the model and its dictionaries may take, for example 20GB; the others are read "
-        "from the disk when they are needed. Default: three quarters of what is free.",
-    ),
+    MODEL,
+    *LOADING,
 )  # fmt: skip
 
 
@@ -62,6 +46,7 @@ def asks(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say what it is about, as one `asked` argument."""
 
     def gather(options: dict[str, Any]) -> dict[str, Any]:
+        options["loading"] = Loading.taken(options)
         told = {field.name: options.pop(field.name) for field in fields(Asked)}
         return {"asked": Asked(**told), **options}
 
@@ -83,13 +68,7 @@ class Asked:
     foil: str | None
     corrupted: str | None
     metric: str | None
-    model: str | None
-    dictionaries: str | None
-    sites: str | None
-    width: str | None
-    l0: str | None
-    device: str | None
-    memory: str | None
+    loading: Loading
 
 
 @dataclass(frozen=True)
@@ -150,7 +129,7 @@ def _from_text(asked: Asked) -> Question:
     from circuits import Prompt
 
     assert asked.subject is not None
-    model = _load(asked, asked.model or "tiny")
+    model = asked.loading.load()
     prompt = Prompt(asked.subject, asked.target, asked.foil, asked.corrupted)
     if prompt.target is None:
         prompt = Prompt(prompt.text, _likeliest(model, prompt), prompt.foil, prompt.corrupted)
@@ -175,7 +154,7 @@ def _from_task(asked: Asked) -> Question:
             f"examples count from 0 to {len(prompts) - 1}"
         )
     prompt = prompts[asked.example]
-    model = _load(asked, asked.model or "tiny")
+    model = asked.loading.load()
     _check_pair(model, prompt)
     metric = task.metric(prompt)
     if asked.metric is not None:
@@ -206,33 +185,12 @@ def _from_graph(asked: Asked) -> Question:
             f"{asked.subject} does not say which model and prompt it is of; trace the prompt again"
         ) from error
     kinds = ",".join(dict.fromkeys(site.partition(".")[0] for site in files))
-    again = recorded.get("dictionaries_from") if asked.model is None else None
-    model = _load(asked, asked.model or name, sites=kinds, dictionaries=again)
+    again = recorded.get("dictionaries_from") if asked.loading.model is None else None
+    model = asked.loading.otherwise(model=name, sites=kinds, dictionaries=again).load()
     _check_dictionaries(model, files, asked.subject)
     _check_pair(model, prompt)
     metric = _same_metric(recorded, prompt, model, asked.subject)
     return Question(model, prompt, metric, task=recorded.get("task"), graph=graph)
-
-
-def _load(
-    asked: Asked,
-    name: str,
-    *,
-    sites: str = "attn,mlp,resid",
-    dictionaries: str | None = None,
-) -> SplicedModel:
-    """The model, with what was asked for or else with these sites and dictionaries."""
-    from circuits import load
-
-    return load(
-        name,
-        dictionaries=asked.dictionaries or dictionaries,
-        sites=[kind.strip() for kind in (asked.sites or sites).split(",")],
-        width=asked.width or "16k",
-        l0=asked.l0 or "canonical",
-        device=asked.device,
-        memory=asked.memory,
-    )
 
 
 def _task(name: str) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from experiments.commands.many import Many, asks_many
+from experiments.commands.options import read_texts
 
 if TYPE_CHECKING:
     from experiments.steering.dose_response import SteeringCurve
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     help="Random directions, as large as what the dose changes.",
 )  # fmt: skip
 @click.option(
-    "--neutral", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
+    "--neutral", metavar="FILE", type=click.Path(path_type=Path), callback=read_texts,
     help="Texts for the KL, one a line; by default 32 of the model's example texts.",
 )  # fmt: skip
 @click.option("--generate", "start", metavar="TEXT", help="Continue this text at each dose.")
@@ -52,7 +54,7 @@ def steer(
     doses: tuple[float, ...],
     scales: tuple[float, ...],
     n_random: int,
-    neutral: str | None,
+    neutral: list[str] | None,
     start: str | None,
     n_tokens: int,
 ) -> None:
@@ -70,8 +72,6 @@ def steer(
       circuits steer --task ioi --latent mlp.3/latent.286 --dose -1 --dose 1 --generate "the boy"
       circuits steer --task ioi --latent mlp.3/latent.286 --mode set --dose 1 --dose 2
     """
-    from pathlib import Path
-
     from experiments.steering.dose_response import DOSES
     from experiments.steering.dose_response import steer as steer_latents
     from experiments.steering.generation import check_continuation
@@ -80,7 +80,6 @@ def steer(
     if start is not None:
         # refused now, not after all the work
         check_continuation(many.model, start, steered_nodes(many.model, latents), n_tokens)
-    lines = Path(neutral).read_text(encoding="utf-8").splitlines() if neutral else None
     spanned = any("@" in name and not name.endswith("@end") for name in latents)
     curve = steer_latents(
         many.model,
@@ -91,7 +90,7 @@ def steer(
         doses=doses or DOSES,
         scales=scales or None,
         spans=many.spans(many.prompts) if spanned else None,
-        neutral=lines and [line for line in lines if line.strip()],
+        neutral=neutral,
         n_random=n_random,
         downstream=many.downstream,
         seed=many.seed,

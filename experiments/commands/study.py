@@ -24,11 +24,17 @@ def study(declaration: Path, folder: Path | None) -> None:
     A declaration, all but tasks optional:
       tasks = ["ioi", "agreement_rc"]
       methods = ["gradient x activation", "integrated gradients", "RelP", "random"]
+                                     # also "learned masks", "activation size"
       ablations = ["patch"]          # patch, mean, resample, zero
       sizes = [10, 30, 100, 300]
       seeds = [0, 1]
       n_prompts = 20
       n_heldout = 20
+      n_random = 20                  # random circuits of each size
+      downstream = "recompute"       # or freeze
+      errors = "kept"                # or scored, removed
+      model = "tiny"                 # or another; dictionaries, width and l0 too
+      sites = ["resid"]              # all three kinds by default
 
     \b
     Example:

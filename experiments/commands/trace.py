@@ -64,8 +64,8 @@ GRAPH_FILES = (".html", ".svg", ".png", ".pdf", ".dot", ".json")
 )  # fmt: skip
 @click.option(
     "--out", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
-    help="Where to write, by suffix: .html, .svg, .png, .pdf, .dot (pruned) or .json (everything, "
-    "for ablate and faithfulness). May be repeated.",
+    help="Where to write, by suffix: .html, .svg, .png, .pdf, .dot (pruned), or .json (the whole, "
+    "for ablate, faithfulness, edges and path). May be repeated.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @asks

@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from circuits import UserError
+from circuits.catalogue import DEFAULT_WIDTH
 from circuits.formula import DOWNSTREAM
 from experiments.circuit.runs import ERRORS
+from experiments.kinds import check_kind_name
 from experiments.methods import method_named
+from experiments.named import prompts_named
 
-LISTS = ("tasks", "methods", "ablations", "sizes", "seeds", "sites")
+NAMES = ("tasks", "methods", "ablations", "sites")
+NUMBERS = {"sizes": 1, "seeds": 0}
+"""Lists of numbers, with the least of each."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Study:
         n_random: Matched random circuits at each size.
         downstream: What errors downstream of an ablation do, in ranking and in testing.
         errors: What becomes of errors: `kept`, `scored` or `removed`.
-        model: For `load`, as are `sites` and `dictionaries`.
+        model: For `load`, as are `sites`, `dictionaries`, `width` and `l0`.
     """
 
     name: str
@@ -60,30 +65,35 @@ class Study:
     model: str = "tiny"
     sites: Sequence[str] = ("attn", "mlp", "resid")
     dictionaries: str | None = None
+    width: str = DEFAULT_WIDTH
+    l0: str | int = "canonical"
 
     def __post_init__(self) -> None:
-        for name in LISTS:
+        for name in (*NAMES, *NUMBERS):
             value = getattr(self, name)
             if isinstance(value, str) or not isinstance(value, Sequence) or not value:
                 raise UserError(f"{name}={value!r}; a study takes a list, with at least one entry")
+            if name in NAMES and not all(isinstance(entry, str) for entry in value):
+                raise UserError(f"{name}={list(value)}; give names")
+            if name in NUMBERS and not all(_from(NUMBERS[name], entry) for entry in value):
+                raise UserError(f"{name}={list(value)}; give whole numbers from {NUMBERS[name]} on")
             if len(set(value)) < len(value):
                 raise UserError(f"{name}={list(value)}; give each once")
             object.__setattr__(self, name, tuple(value))
-        for name in ("n_prompts", "n_heldout", "n_random"):
-            least = 0 if name == "n_random" else 2
+        for name, least in (("n_prompts", 2), ("n_heldout", 2), ("n_random", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise UserError(f"{name}={value!r}; give a number from {least} on")
-        if not all(isinstance(size, int) and size > 0 for size in self.sizes):
-            raise UserError(f"sizes={list(self.sizes)}; give numbers of nodes, from 1 on")
-        if not all(isinstance(seed, int) and seed >= 0 for seed in self.seeds):
-            raise UserError(f"seeds={list(self.seeds)}; give numbers from 0 on")
+            if not _from(least, value):
+                raise UserError(f"{name}={value!r}; give a whole number from {least} on")
         for method in self.methods:
             method_named(method)
+        for ablation in self.ablations:
+            check_kind_name(ablation)
         if self.downstream not in DOWNSTREAM[:2]:
             raise UserError(f"downstream={self.downstream!r}; choose {' or '.join(DOWNSTREAM[:2])}")
         if self.errors not in ERRORS:
             raise UserError(f"errors={self.errors!r}; choose {', '.join(ERRORS)}")
+        for task in self.tasks:
+            prompts_named(task, 1)
 
     def cells(self) -> Iterator[Cell]:
         """Every combination; the cells of one task follow each other."""
@@ -108,7 +118,7 @@ def read_study(path: str | Path) -> Study:
     """
     path = Path(path)
     try:
-        told = tomllib.loads(path.read_text())
+        told = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"cannot read the study {path}: {error}") from None
     known = [field.name for field in fields(Study)]
@@ -118,3 +128,8 @@ def read_study(path: str | Path) -> Study:
     if "tasks" not in told:
         raise UserError(f'{path}: name at least one task, for example tasks = ["ioi"]')
     return Study(**{"name": path.stem, **told})
+
+
+def _from(least: int, value: Any) -> bool:
+    """Whether `value` is a whole number from `least` on."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

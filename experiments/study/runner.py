@@ -1,6 +1,6 @@
 """Run a study cell by cell; what is finished is on the disk and is never computed again.
 
-1. *Load* the model once, and the prompts of a task that fit it once for its cells.
+1. *Load* the model, and the prompts of each task that fit it.
 2. *Rank* the nodes on the first prompts, by the cell's method.
 3. *Test* the circuits of all sizes on the held-out prompts.
 4. *Write* the cell, whole or not at all; a run that is stopped goes on after the last one written.
@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from experiments.spans import Spans
 from experiments.study.declaration import Cell, Study
 from experiments.study.report import StudyReport
 
-FORMAT = "gemma-circuits study 2"
+FORMAT = "gemma-circuits study 3"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class _Material:
         tested = f"{len(self.heldout)} others" if same else self.heldout.report()
         return f"ranked on {self.prompts.report()}; tested on {tested}"
 
+    def digest(self) -> str:
+        """What tells these prompts from others."""
+        return digest([[asdict(p) for p in pairs] for pairs in (self.prompts, self.heldout)])
+
 
 def run_study(
     study: Study, folder: str | Path, *, model: SplicedModel | None = None
@@ -60,20 +65,20 @@ def run_study(
         model: The study's model, if it is loaded already.
 
     Raises:
-        UserError: the folder holds a study with other settings or something else, or a cell cannot
-            be run; finished cells stay.
+        UserError: the folder holds a study with other settings or prompts, or something else, or a
+            cell cannot be run; finished cells stay.
     """
     folder = Path(folder)
     _open(folder, study)
     todo = [cell for cell in study.cells() if not cell_path(folder, cell).exists()]
     if todo:
-        model = model or load(study.model, dictionaries=study.dictionaries, sites=study.sites)
-        material: dict[tuple[str, int], _Material] = {}
+        model = model or load(
+            study.model, dictionaries=study.dictionaries, sites=study.sites, width=study.width,
+            l0=study.l0,
+        )  # fmt: skip
+        material = _prepare(model, study, {cell.task for cell in todo}, folder)
         for cell in tqdm(todo, f"study {study.name}", unit="cell", disable=None):
-            key = cell.task, cell.seed
-            if key not in material:
-                material = {key: _material(model, study, cell)}
-            result = run_cell(model, study, cell, material[key])
+            result = run_cell(model, study, cell, material[cell.task, cell.seed])
             text = json.dumps({"cell": asdict(cell), **result}, indent=1) + "\n"
             write_atomically(cell_path(folder, cell), text, overwrite=True)
     cells = [read_json(cell_path(folder, cell)) for cell in study.cells()]
@@ -106,6 +111,7 @@ def run_cell(model: SplicedModel, study: Study, cell: Cell, material: _Material)
         "curve": rows,
         "area": curve.area,
         "excess_area": curve.excess_area,
+        "prompts": material.digest(),
         "pairs": material.told(),
         "provenance": curve.provenance,
     }
@@ -118,14 +124,33 @@ def cell_path(folder: Path, cell: Cell) -> Path:
     return folder / "cells" / f"{safe}-{digest(asdict(cell))[:8]}.json"
 
 
-def _material(model: SplicedModel, study: Study, cell: Cell) -> _Material:
+def _prepare(
+    model: SplicedModel, study: Study, tasks: Container[str], folder: Path
+) -> dict[tuple[str, int], _Material]:
+    """The prompts of `tasks` by task and seed, as long as they are those of the finished cells."""
+    material: dict[tuple[str, int], _Material] = {}
+    for cell in study.cells():
+        if cell.task not in tasks:
+            continue
+        key, path = (cell.task, cell.seed), cell_path(folder, cell)
+        if key not in material:
+            material[key] = _material(model, study, *key)
+        if path.exists() and read_json(path).get("prompts") != material[key].digest():
+            raise UserError(
+                f"{path} was run on other prompts than {cell.task} has now; "
+                "give a new folder, or the prompts as they were"
+            )
+    return material
+
+
+def _material(model: SplicedModel, study: Study, task: str, seed: int) -> _Material:
     heldout, prompts, metric = prompts_named(
-        cell.task, study.n_heldout, cell.seed, n_others=study.n_prompts, model=model
+        task, study.n_heldout, seed, n_others=study.n_prompts, model=model
     )
     for name, some in (("rank nodes on", prompts), ("test circuits on", heldout)):
         if not len(some):
-            raise UserError(f"{cell.task} has no prompts to {name} that {model.name} can read")
-    how = spans_for(model, cell.task, [*prompts, *heldout])
+            raise UserError(f"{task} has no prompts to {name} that {model.name} can read")
+    how = spans_for(model, task, [*prompts, *heldout])
     return _Material(prompts, heldout, metric, how(prompts), how(heldout))
 
 
@@ -144,7 +169,7 @@ def _open(folder: Path, study: Study) -> None:
         return
     found = read_json(path)
     if found.get("format") != FORMAT:
-        raise UserError(f"{path} is no study; give a new folder")
+        raise UserError(f"{path} is no study of this version ({FORMAT}); give a new folder")
     changed = [k for k, v in told["settings"].items() if found["settings"].get(k) != v]
     if changed:
         key = changed[0]

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import Gemma2ForCausalLM
 
 from circuits.dictionaries import Dictionary
+from circuits.errors import UserError
 from circuits.files import check_writable, write_atomically
 from circuits.loading.gemma_scope import dictionaries_from_folder
 from circuits.sites import KINDS, Site
@@ -202,12 +203,15 @@ def report(out: Path, n_prompts: int, n_tokens: int) -> str:
 @click.option("--force", is_flag=True, help="Replace that file.")
 def main(out: Path, prompts: int, tokens: int, save: Path | None, force: bool) -> None:
     torch.set_num_threads(1)
-    if save is not None:
-        check_writable(save, overwrite=force)
-    text = report(out, prompts, tokens)
-    click.echo(text)
-    if save is not None:
-        write_atomically(save, text, overwrite=force)
+    try:
+        if save is not None:
+            check_writable(save, overwrite=force)
+        text = report(out, prompts, tokens)
+        click.echo(text)
+        if save is not None:
+            write_atomically(save, text, overwrite=force)
+    except UserError as error:
+        raise click.UsageError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -175,8 +175,8 @@ def test_thresholds_that_were_changed(tiny, texts, factor, message):
     assert f"{message} the folder's number at resid.2: thresholds" in str(report)
 
 
-def test_bos_that_does_not_bypass_is_what_the_gate_would_catch(tiny, texts):
-    """The residual at BOS is so large that reading it leaves nothing of the explained variance."""
+def test_where_bos_is_read_too_less_is_explained(tiny, texts):
+    """No dictionary was trained on it. (Of this model so little less that the gate would pass.)"""
     site = Site(2, "resid")
     d = tiny.dictionaries[site]
     x = torch.cat([tiny.activations(tiny.tokens(text))[1][site][0] for text in texts]).double()

@@ -12,6 +12,7 @@ from experiments.commands.study import study as study_command
 from experiments.study import Study, read_study, run_study, runner
 
 TASKS_HERE = ("agreement_simple", "city_country")
+KINDS = ("kind", "tall")
 
 
 @pytest.fixture(scope="module")
@@ -126,19 +127,25 @@ def test_the_report_stands_alone_and_says_everything(whole_run):
     assert report.write(folder).exists()  # again
 
 
+def write_pairs(path, kinds, verb="remember"):
+    """Four pairs for each word: the kind man remembers, the kind men remember."""
+    nouns = (("man", "men"), ("boy", "boys"), ("girl", "girls"), ("poet", "poets"))
+    lines = [
+        json.dumps(
+            {"clean_prefix": f"the {kind} {one}", "patch_prefix": f"the {kind} {many}",
+             "clean_answer": f"{verb}s", "patch_answer": verb}
+        )
+        for kind in kinds
+        for one, many in nouns
+    ]  # fmt: skip
+    path.write_text("\n".join(lines))
+
+
 def test_pairs_that_do_not_fit_take_no_place_and_are_told(model, tmp_path):
     """Four of each are asked for, and of eight pairs that the model knows there are four of each,
     however many it does not know."""
-    lines = [
-        json.dumps(
-            {"clean_prefix": f"the {kind} {noun}", "patch_prefix": f"the {kind} {nouns}",
-             "clean_answer": "remembers", "patch_answer": "remember"}
-        )
-        for kind in ("kind", "tall", *[f"unknown{i}" for i in range(20)])
-        for noun, nouns in (("man", "men"), ("boy", "boys"), ("girl", "girls"), ("poet", "poets"))
-    ]  # fmt: skip
     path = tmp_path / "mine.jsonl"
-    path.write_text("\n".join(lines))
+    write_pairs(path, (*KINDS, *[f"unknown{i}" for i in range(20)]))
     study = small(tasks=(str(path),), methods=("random",), sizes=(5,), n_prompts=4, n_heldout=4)
     report = run_study(study, tmp_path / "study", model=model)
     left_out = "80 left out: tiny cannot read it: unknown words, empty, or too long"
@@ -148,6 +155,34 @@ def test_pairs_that_do_not_fit_take_no_place_and_are_told(model, tmp_path):
     page = report.write(tmp_path / "study").read_text()
     for text in (page, (tmp_path / "study" / "report.md").read_text()):
         assert left_out in text
+
+
+@pytest.mark.parametrize("added", [{"methods": ("random", "activation size")}, {"seeds": (0, 1)}])
+def test_cells_are_not_set_beside_those_of_other_prompts(model, tmp_path, added):
+    """Neither another method nor another seed of a file that has changed; as it was, both go on."""
+    path, folder = tmp_path / "mine.jsonl", tmp_path / "study"
+    how = {"tasks": (str(path),), "methods": ("random",), "sizes": (5,), "n_random": 0}
+    write_pairs(path, KINDS)
+    report = run_study(small(**how), folder, model=model)
+    write_pairs(path, KINDS, verb="like")
+    with pytest.raises(UserError, match=r"was run on other prompts than .*mine\.jsonl has now"):
+        run_study(small(**how | added), folder, model=model)
+    assert len(list((folder / "cells").iterdir())) == 1
+    write_pairs(path, KINDS)
+    assert curves(run_study(small(**how | added), folder, model=model))[0] == curves(report)[0]
+    assert len(list((folder / "cells").iterdir())) == 2
+
+
+def test_a_study_loads_what_it_declares(model, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(runner, "load", lambda name, **how: asked.append((name, how)) or model)
+    how = {"sites": ("resid",), "width": "131k", "l0": "nearest:50", "dictionaries": "mine/"}
+    study = small(tasks=TASKS_HERE[:1], methods=("random",), sizes=(5,), n_random=0,
+                  model="gemma-2-27b", **how)  # fmt: skip
+    run_study(study, tmp_path / "study")
+    assert asked == [("gemma-2-27b", how)]
+    told = json.loads((tmp_path / "study" / "study.json").read_text())["settings"]
+    assert (told["width"], told["l0"]) == ("131k", "nearest:50")
 
 
 def test_a_declaration_is_read_from_a_file(tmp_path):
@@ -165,7 +200,13 @@ def test_a_declaration_is_read_from_a_file(tmp_path):
         ('tasks = "ioi"', "takes a list"),
         ('tasks = ["ioi", "ioi"]', "give each once"),
         ('tasks = ["ioi"]\nmethods = ["magic"]', "no method 'magic'; choose gradient"),
-        ('tasks = ["ioi"]\nsizes = [0]', "numbers of nodes"),
+        ('tasks = ["ioi"]\nsizes = [0]', "sizes=[0]; give whole numbers from 1 on"),
+        ('tasks = ["ioi"]\nsizes = [[10, 30]]', "sizes=[[10, 30]]; give whole numbers"),
+        ('tasks = ["ioi"]\nsizes = [true]', "sizes=[True]; give whole numbers"),
+        ('tasks = [["ioi"]]', "tasks=[['ioi']]; give names"),
+        ('tasks = ["ioi", "iou"]', "no task, data set or file 'iou'"),
+        ('tasks = ["ioi", "nowhere.jsonl"]', "nowhere.jsonl"),
+        ('tasks = ["ioi"]\nablations = ["patch", "magic"]', "no kind of ablation 'magic'"),
         ('tasks = ["ioi"]\nseeds = [-1]', "from 0 on"),
         ('tasks = ["ioi"]\nn_prompts = 1', "from 2 on"),
         ('tasks = ["ioi"]\nerrors = "gone"', "errors='gone'"),

@@ -1,6 +1,7 @@
 """From a folder of transcoders to a graph that ablations test; the command line does it too."""
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from attribution import attribute, logit_diff
@@ -12,6 +13,7 @@ from circuits import (
     load,
     mean,
     mean_reference,
+    set_to,
     splice,
 )
 from circuits.nodes import parse_node
@@ -84,11 +86,13 @@ def test_faithfulness_is_1_of_everything(model, downstream):
 
 
 def test_a_mean_is_put_in_the_place_of_a_latent(model):
-    t = model.trace(TEXT).sites[TRANSCODERS[1]]
-    first = int((t.pos == 2).nonzero()[0])  # where the two prompts differ
-    node = LatentNode(TRANSCODERS[1], int(t.latent[first]), 2)
-    reference = mean_reference(model, [PROMPT.text, PROMPT.corrupted or ""])
-    assert not model(TEXT, [mean(node, reference)]).equal(model(TEXT))
+    site, texts = TRANSCODERS[1], [PROMPT.text, PROMPT.corrupted or ""]
+    acts = [model.trace(text).sites[site].dense()[2] for text in texts]  # where the two differ
+    latent = int((acts[0] - acts[1]).abs().argmax())
+    node, value = LatentNode(site, latent, 2), (acts[0][latent] + acts[1][latent]).item() / 2
+    changed = model(TEXT, [mean(node, mean_reference(model, texts))])
+    torch.testing.assert_close(changed, model(TEXT, [set_to(node, value)]))
+    assert not changed.equal(model(TEXT))
 
 
 def test_promoted_words_are_those_of_the_same_direction_at_mlp(model, bridge):
