@@ -6,6 +6,7 @@ from circuits.interventions import Intervention, mean, scale, set_to, zero
 from circuits.loading.gemma_scope import gemma_scope
 from circuits.loading.load import load
 from circuits.loading.models import load_gemma
+from circuits.model import SplicedModel
 from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, Node, TokenNode, parse_node
 from circuits.outputs import HookPoint, Logits, Output, SiteInput
 from circuits.prompts import Prompt
@@ -17,7 +18,7 @@ from circuits.reference import (
     zero_reference,
 )
 from circuits.sites import KINDS, Site
-from circuits.splice import SplicedModel, splice
+from circuits.splice import splice
 from circuits.trace import SiteTrace, Trace
 
 __all__ = [

@@ -42,6 +42,12 @@ class Active:
         pos, latent = acts.nonzero(as_tuple=True)
         return cls(pos, latent, acts[pos, latent])
 
+    def dense(self, *shape: int) -> Tensor:
+        """The activations as `shape`, `[pos, d_sae]` or `[batch, pos, d_sae]`, row after row."""
+        acts = self.acts.new_zeros(shape)
+        acts.flatten(0, -2)[self.pos, self.latent] = self.acts
+        return acts
+
     def at(self, pos: Tensor, latent: Tensor, d_sae: int) -> Tensor:
         """The activations of latents `[n]` at positions `[n]`, `[n]`; 0 for those that are off."""
         if not len(self.acts):
@@ -65,7 +71,8 @@ def find_active(dictionary: Dictionary, x: Tensor, reads: Tensor) -> Active:
     parts = []
     for first in range(0, len(x), n_block):
         here = slice(first, first + n_block)
-        found = Active.of(dictionary.encode(x[here]) * reads[here, None])
+        # not a product: in float16 BOS may encode to infinity, and that times 0 is NaN
+        found = Active.of(torch.where(reads[here, None], dictionary.encode(x[here]), 0))
         parts.append((found.pos + first, found.latent, found.acts))
     return Active(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
@@ -103,7 +110,7 @@ def write_active(
 def reconstruct(dictionary: Dictionary, x: Tensor, reads: Tensor, active: Active) -> Tensor:
     """`decode(encode(x))` `[pos, d_out]` where the dictionary reads, 0 elsewhere; float32."""
     written, _ = write_active(dictionary.W_dec, active, len(x))
-    return written + constant(dictionary, x) * reads[:, None]
+    return written + torch.where(reads[:, None], constant(dictionary, x), 0)
 
 
 def write_later(dictionary: Dictionary, active: Active, n_pos: int) -> list[Tensor]:

@@ -79,7 +79,7 @@ class Formula:
             kept = rule(error)
             changed, new_error = active.none(), kept
             if edit is not None:
-                acts = dense(active, dictionary.d_sae, read)
+                acts = active.dense(*read.shape[:2], dictionary.d_sae)
                 new_acts, new_error = edit(acts, kept)
                 changed = Active.of((new_acts - acts).flatten(0, 1))
             own, _ = write_active(dictionary.W_dec, changed, read.shape[0] * read.shape[1])
@@ -104,13 +104,6 @@ def read_each(
         dictionary = dictionaries[site]
         active, own = read_active(dictionary, x, reads)
         yield site, active, decoded.up(site, own, _later(dictionary, active, own))
-
-
-def dense(active: Active, d_sae: int, x: Tensor) -> Tensor:
-    """Activations `[batch, pos, d_sae]` on `x [batch, pos, d_in]`."""
-    acts = active.acts.new_zeros(x.shape[0] * x.shape[1], d_sae)
-    acts[active.pos, active.latent] = active.acts
-    return acts.view(*x.shape[:2], -1)
 
 
 def read_active(dictionary: Dictionary, x: Tensor, reads: Tensor) -> tuple[Active, Tensor]:

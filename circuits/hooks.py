@@ -15,7 +15,7 @@ from circuits.outputs import HookPoint, Logits, Part
 from circuits.sites import Site
 
 if TYPE_CHECKING:
-    from circuits.splice import SplicedModel
+    from circuits.model import SplicedModel
 
 SiteHook = Callable[[Tensor, Tensor], Tensor]
 """From what a site reads, `[batch, pos, d_in]`, and what the model writes there,

@@ -15,8 +15,8 @@ from circuits.nodes import ErrorNode, LatentNode
 from circuits.sites import Site
 
 if TYPE_CHECKING:
+    from circuits.model import SplicedModel
     from circuits.reference import Reference
-    from circuits.splice import SplicedModel
 
 Edit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From latents `[batch, pos, d_sae]` and error `[batch, pos, d_out]` to what they become."""
@@ -41,6 +41,8 @@ class Intervention:
             raise UserError(f"cannot intervene on {self.node}; only on latents and errors")
         if not isinstance(self.shift, int | float | Tensor):
             raise UserError(f"{self.node}: {self.shift!r} is no value; give a number or a tensor")
+        if not isinstance(self.scale, int | float):
+            raise UserError(f"{self.node}: {self.scale!r} is no factor; give a number")
         size = self.shift.numel() if isinstance(self.shift, Tensor) else 1
         if isinstance(self.node, LatentNode) and size != 1:
             raise UserError(f"{self.node}: an activation is one number; got {size}")

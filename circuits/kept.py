@@ -15,7 +15,7 @@ from circuits.outputs import Output
 from circuits.sites import Site
 
 if TYPE_CHECKING:
-    from circuits.splice import SplicedModel
+    from circuits.model import SplicedModel
 
 
 @dataclass(frozen=True, eq=False)

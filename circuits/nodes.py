@@ -48,7 +48,7 @@ class LatentNode:
 @hashed_once
 @dataclass(frozen=True)
 class ErrorNode:
-    """What the dictionary at `site` misses at one position: `x - decode(encode(x))`."""
+    """What `site` writes at one position less `decode(encode(x))` of what it reads there."""
 
     site: Site
     pos: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,16 +104,20 @@ def position(pos: int, n_pos: int) -> int:
     return pos % n_pos
 
 
-def at_position(logits: Tensor, pos: int | None, computed: list[int], n_pos: int) -> Tensor:
-    """`[batch, 1, vocab]` at `pos`, of logits `[batch, k, vocab]` at the positions `computed`."""
-    if pos is None or len(computed) == 1:
-        return logits
-    at = computed.index(position(pos, n_pos))
-    return logits[:, at : at + 1]
+def arrange(
+    output: Output, tensors: Mapping[Part, Tensor], computed: Sequence[int], n_pos: int
+) -> Any:
+    """The tensors of the parts in the shape of `output`: one, or tuples.
 
-
-def arrange(output: Output, tensors: Mapping[Part, Tensor]) -> Any:
-    """The tensors of the parts in the shape of `output`: one, or tuples."""
+    Args:
+        output: What is given back.
+        tensors: Of each part; of logits those at the positions `computed`, `[batch, k, vocab]`.
+        computed: As `logit_positions` gives them.
+        n_pos: Number of positions.
+    """
     if isinstance(output, tuple):
-        return tuple(arrange(one, tensors) for one in output)
-    return tensors[output]
+        return tuple(arrange(one, tensors, computed, n_pos) for one in output)
+    if not isinstance(output, Logits) or output.pos is None or len(computed) == 1:
+        return tensors[output]
+    at = computed.index(position(output.pos, n_pos))
+    return tensors[output][:, at : at + 1]

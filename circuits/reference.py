@@ -16,7 +16,7 @@ from circuits.sites import Site
 from circuits.trace import SiteTrace, Trace
 
 if TYPE_CHECKING:
-    from circuits.splice import SplicedModel
+    from circuits.model import SplicedModel
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -24,7 +24,8 @@ class Reference:
     """A value for every latent and error of a prompt, position by position.
 
     Attributes:
-        name: `zero`, `mean` or `corrupted`, for tables and records.
+        name: For tables and records: `zero`, `mean`, `corrupted`, `clean`, `resample`,
+            `set to 2.5`, or a mixture's sentence.
         trace: The values, as a trace; its `ids` are the prompt's (of a mean, the first one's).
     """
 
@@ -73,8 +74,9 @@ def check_reference(model: SplicedModel, reference: Reference, ids: Tensor) -> N
         ours, theirs = model.dictionaries.summary(site), reference.trace.sites[site]
         if (theirs.d_sae, theirs.error.shape[1]) != (ours.d_sae, ours.d_out):
             raise UserError(
-                f"the reference is of {theirs.d_sae} latents at {site} and {model.name} has "
-                f"{ours.d_sae} there; make it with the same dictionaries"
+                f"the reference is of {theirs.d_sae} latents at {site} that write "
+                f"{theirs.error.shape[1]} numbers; {model.name} has {ours.d_sae} there that write "
+                f"{ours.d_out}; make it with the same dictionaries"
             )
     n_reference, n_prompt = len(reference.trace.ids), ids.shape[1]
     if n_reference != n_prompt:
@@ -135,8 +137,8 @@ def mean_reference(model: SplicedModel, prompts: Sequence[str | Prompt]) -> Refe
     Raises:
         UserError: no prompts, or their numbers of tokens differ.
     """
-    if isinstance(prompts, str):
-        raise UserError("a mean is over several prompts; give a list of texts")
+    if isinstance(prompts, str | Prompt):
+        raise UserError("a mean is over several prompts; give a list of them")
     return average([Reference("clean", model.trace(prompt)) for prompt in prompts], name="mean")
 
 

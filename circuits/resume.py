@@ -32,11 +32,11 @@ from circuits.hooks import SiteHook, attention_cache, has_hooks, hooked, site_ho
 from circuits.interventions import Edit, Intervention, edit_at, new_values
 from circuits.kept import Kept
 from circuits.nodes import ErrorNode, LatentNode
-from circuits.outputs import Logits, Output, Part, arrange, at_position, logit_positions, parts
+from circuits.outputs import Logits, Output, Part, arrange, logit_positions, parts
 from circuits.sites import Site
 
 if TYPE_CHECKING:
-    from circuits.splice import SplicedModel
+    from circuits.model import SplicedModel
 
 Row = Sequence[Intervention]
 """What is changed in one pass; nothing is the clean pass."""
@@ -288,9 +288,8 @@ def _read_logits(kept: Kept, x: Tensor, first: int, output: Output) -> Any:
     seen: dict[Part, Tensor] = {}
     for part in parts(output):
         assert isinstance(part, Logits)
-        every = model.family.capped(model.config, logits) if part.soft_capped else logits
-        seen[part] = at_position(every, part.pos, computed, kept.n_pos)
-    return arrange(output, seen)
+        seen[part] = model.family.capped(model.config, logits) if part.soft_capped else logits
+    return arrange(output, seen, computed, kept.n_pos)
 
 
 class _Prefix:

@@ -36,18 +36,21 @@ class SiteTrace:
     @classmethod
     def from_dense(cls, acts: Tensor, error: Tensor) -> "SiteTrace":
         """From dense activations `[pos, d_sae]`."""
-        pos, latent = acts.nonzero(as_tuple=True)
-        return cls(pos, latent, acts[pos, latent], error, acts.shape[1])
+        active = Active.of(acts)
+        return cls(active.pos, active.latent, active.acts, error, acts.shape[1])
+
+    @property
+    def _active(self) -> Active:
+        """Without the error."""
+        return Active(self.pos, self.latent, self.acts)
 
     def dense(self) -> Tensor:
         """The activations as `[pos, d_sae]`."""
-        dense = self.acts.new_zeros(self.error.shape[0], self.d_sae)
-        dense[self.pos, self.latent] = self.acts
-        return dense
+        return self._active.dense(len(self.error), self.d_sae)
 
     def at(self, pos: Tensor, latent: Tensor) -> Tensor:
         """The activations of latents `[n]` at positions `[n]`, `[n]`; 0 for those that are off."""
-        return Active(self.pos, self.latent, self.acts).at(pos, latent, self.d_sae)
+        return self._active.at(pos, latent, self.d_sae)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -23,7 +23,7 @@ from circuits.loading.hub import Revision, check_revision, revision_of
 from circuits.loading.mapped import copy_path
 from circuits.loading.models import HUB_MODELS, default_device
 from circuits.loading.shapes import Shape, shapes
-from circuits.loading.store import PASSING
+from circuits.loading.store import passing_bytes
 from circuits.memory import SHARE, free_bytes, show_bytes
 
 ON_DISK = torch.float32
@@ -189,8 +189,8 @@ class Plan:
 
     def least(self, dtype: torch.dtype) -> int:
         """Memory for the model and the largest dictionaries that pass through at a time."""
-        largest = sorted(planned.in_memory(dtype) for planned in self.files)[-PASSING:]
-        return self.weights.in_memory(dtype) + sum(largest)
+        passing = passing_bytes(planned.in_memory(dtype) for planned in self.files)
+        return self.weights.in_memory(dtype) + passing
 
     @property
     def advice(self) -> str:

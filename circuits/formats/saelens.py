@@ -115,6 +115,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     config["architecture"] = str(config.get("architecture") or "standard")
     activation = config.get("activation_fn") or "relu"
     if activation == "topk":
+        if config["architecture"] not in ("standard", "topk"):
+            raise UserError(
+                f"{folder / CONFIG}: activation function 'topk' and architecture "
+                f"{config['architecture']!r}; only standard and topk are read with it"
+            )
         config["architecture"] = "topk"
         kwargs = config.get("activation_fn_kwargs")
         if isinstance(kwargs, dict) and kwargs.get("k") is not None:

@@ -65,6 +65,9 @@ def gemma_scope(
         UserError: Gemma Scope has no such dictionary (the message names those it has), or the hub
             refuses or cannot be reached.
     """
+    model = model.removeprefix("google/")
+    own = f"google/{model}"  # is not fetched here, but one mapping may serve `load` too
+    check_revision(revision, [own, *(file.source for file in known_files(model))], model)
     files = scope_files(model, sites=sites, layers=layers, width=width, l0=l0, revision=revision)
     return fetch(files, revision=revision, device=device, dtype=dtype, memory=memory)
 
@@ -85,11 +88,7 @@ def scope_files(
     Raises:
         UserError: Gemma Scope has no such dictionary.
     """
-    model = model.removeprefix("google/")
-    if model not in catalogue():
-        raise no_scope(model)
-    known = catalogue()[model]
-    check_revision(revision, [f"google/{model}", *(file.source for file in known)], model)
+    known = known_files(model)
     kinds = check_kinds(sites)
     layers = None if layers is None else tuple(layers)
 
@@ -103,6 +102,17 @@ def scope_files(
         if not more:
             raise
     return choose([*known, *more])
+
+
+def known_files(model: str) -> tuple[DictionaryFile, ...]:
+    """All that the catalogue has for `model`.
+
+    Raises:
+        UserError: it has nothing.
+    """
+    if model not in catalogue():
+        raise no_scope(model)
+    return catalogue()[model]
 
 
 def no_scope(model: str) -> UserError:
@@ -237,7 +247,8 @@ def _kind_folders(folder: Path, kinds: Sequence[str]) -> dict[str, Path]:
     needed = set(map(_home_of, kinds))
     homes: dict[str, Path] = {}
     for child in sorted(child for child in folder.iterdir() if child.is_dir()):
-        kind = KIND_OF_SUFFIX.get(child.name.rpartition("-")[2]) if "-" in child.name else None
+        is_home = "-" in child.name and _layer_folders(child)
+        kind = KIND_OF_SUFFIX.get(child.name.rpartition("-")[2]) if is_home else None
         if kind in homes and kind in needed:
             raise UserError(
                 f"{homes[kind]} and {child} are both for {kind}; keep one, or move the other away"
@@ -247,6 +258,11 @@ def _kind_folders(folder: Path, kinds: Sequence[str]) -> dict[str, Path]:
     return homes
 
 
+def _layer_folders(home: Path) -> list[Path]:
+    """The folders of Gemma Scope's layout just below `home`."""
+    return sorted([*home.glob("layer_*"), *home.glob("embedding")])
+
+
 def _other_formats(
     folder: Path, kinds: Sequence[str], layers: Sequence[int] | None
 ) -> dict[Site, Path]:
@@ -254,7 +270,7 @@ def _other_formats(
     try:
         found = find_dictionaries(folder)
     except UserError as error:
-        mirror = f"{folder} holds no folder whose name ends in -res, -att or -mlp"
+        mirror = f"{folder} holds no folder whose name ends in -res, -att or -mlp with layers in it"
         raise UserError(f"{mirror}; and {error}") from error
     wanted = {
         site: path
@@ -271,7 +287,7 @@ def _other_formats(
 
 def _files_of(home: Path, layers: Iterable[int] | None) -> Iterator[DictionaryFile]:
     """Gemma Scope's layout below `home`; of `layers`, `None` for all, none may be empty."""
-    for layer in sorted([*home.glob("layer_*"), *home.glob("embedding")]):
+    for layer in _layer_folders(home):
         number = layer.name.removeprefix("layer_")
         found = [
             file

@@ -103,7 +103,7 @@ def check_revision(revision: Revision, repositories: Iterable[str], owner: str) 
     if unknown:
         raise UserError(
             f"revision pins {', '.join(unknown)}; the repositories of {owner} are "
-            f"{', '.join(known)}"
+            f"{', '.join(known) or 'none'}"
         )
 
 

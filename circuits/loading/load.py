@@ -2,22 +2,29 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from circuits.catalogue import catalogue
+from circuits.catalogue import DEFAULT_WIDTH, catalogue
 from circuits.dictionaries import Dictionary
 from circuits.errors import UserError
-from circuits.loading.gemma_scope import dictionaries_from_folder, fetch, scope_files
-from circuits.loading.hub import Revision
-from circuits.loading.models import BUNDLED, HUB_MODELS, bundled_models, load_gemma
+from circuits.loading.gemma_scope import (
+    dictionaries_from_folder,
+    fetch,
+    known_files,
+    scope_files,
+)
+from circuits.loading.hub import Revision, check_revision, revision_of
+from circuits.loading.models import BUNDLED, HUB_MODELS, bundled_models, load_gemma, short_name
 from circuits.loading.shapes import shapes
 from circuits.loading.sources import gather
 from circuits.memory import parse_bytes, show_bytes
+from circuits.model import SplicedModel
 from circuits.sites import KINDS, Site, check_kinds
-from circuits.splice import SplicedModel, splice
+from circuits.splice import splice
 
 
 def load(
@@ -25,8 +32,8 @@ def load(
     *,
     dictionaries: str | Path | Mapping[Site, str | Path | Dictionary] | None = None,
     sites: Iterable[str] = KINDS,
-    width: str = "16k",
-    l0: str | int = "canonical",
+    width: str = DEFAULT_WIDTH,
+    l0: int | float | str = "canonical",
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     memory: str | int | None = None,
@@ -62,41 +69,38 @@ def load(
     Raises:
         UserError: something named here does not exist or cannot be read, or `memory` is too little.
     """
-    name = str(name)
+    name = short_name(name)
     scope = _scope(name, dictionaries)
     total = None if memory is None else parse_bytes(memory)
     kinds = check_kinds(sites)
     if {"mlp", "transcoder"} <= set(kinds):
         raise UserError("mlp and transcoder write the same place; choose one of the two sites")
-    choice = {"sites": kinds, "width": width, "l0": l0}
+    choice: dict[str, Any] = {"sites": kinds, "width": width, "l0": l0}
     bundled = name in bundled_models()
-    pins = revision if isinstance(revision, Mapping) else None
-    files = None
+    repositories = [HUB_MODELS[name]] if name in HUB_MODELS else []
     if scope is not None:
-        # a wrong choice is answered before the model is downloaded
-        files = scope_files(scope, **choice, revision=_without(pins, HUB_MODELS.get(name)))
-    elif dictionaries is not None:
-        _check_own(dictionaries)
-    elif not bundled and Path(name).is_dir():
-        raise UserError(
-            f"say where the dictionaries of {name} are: dictionaries=folder (--dictionaries)"
-        )
-    own = revision if pins is None else pins.get(HUB_MODELS.get(name, name))
+        repositories += [file.source for file in known_files(scope)]
+    check_revision(revision, repositories, name)
+    # a wrong choice is answered before the model is downloaded
+    if scope is not None:
+        pins = revision if isinstance(revision, Mapping) else None
+        files = scope_files(scope, **choice, revision=pins)
+        read = partial(fetch, files, revision=pins)
+    elif isinstance(dictionaries, Mapping):
+        read = partial(gather, _places(dictionaries))
+    else:
+        folder = _folder(name, dictionaries)
+        read = partial(dictionaries_from_folder, folder, **choice)
+    own = revision_of(HUB_MODELS.get(name, name), revision)
     bridge = load_gemma(name, device=device, dtype=dtype, revision=own)
     weights = next(bridge.original_model.parameters())
     where: dict[str, Any] = {"device": weights.device, "dtype": weights.dtype}
     if total is not None:
         where["memory"] = _left(total, bridge.original_model, name)
-    if files is not None:
-        found = fetch(files, revision=pins, **where)
-    elif isinstance(dictionaries, Mapping):
-        found = gather(_places(dictionaries), **where)
-    else:
-        folder = dictionaries or BUNDLED / name / "dictionaries"
-        found = dictionaries_from_folder(folder, **choice, **where)
-    model = splice(bridge, found, name=name, example_texts=_texts(name) if bundled else ())
+    texts = _texts(name) if bundled else ()
+    model = splice(bridge, read(**where), name=name, example_texts=texts)
     if isinstance(dictionaries, str | Path):
-        again = dictionaries if scope is not None else Path(dictionaries).absolute()
+        again = scope or Path(dictionaries).absolute()
         return replace(model, dictionaries_from=str(again))
     return model
 
@@ -107,27 +111,35 @@ def _scope(name: str, dictionaries: object) -> str | None:
     Raises:
         UserError: it is for a model of another size.
     """
-    if not (isinstance(dictionaries, str) and dictionaries in catalogue()):
-        return name if dictionaries is None and name in HUB_MODELS else None
-    if name in HUB_MODELS and shapes()[name] != shapes()[dictionaries]:
-        raise UserError(
-            f"the dictionaries of {dictionaries} do not fit {name}, a model of another size"
-        )
-    return dictionaries
+    if dictionaries is None:
+        return name if name in HUB_MODELS else None
+    scope = short_name(dictionaries) if isinstance(dictionaries, str) else None
+    if scope is None or scope not in catalogue():
+        return None
+    if name in HUB_MODELS and shapes()[name] != shapes()[scope]:
+        raise UserError(f"the dictionaries of {scope} do not fit {name}, a model of another size")
+    return scope
 
 
-def _check_own(dictionaries: object) -> None:
-    """Refuse, before a model is loaded, what is neither a folder nor a mapping."""
-    if not isinstance(dictionaries, str | Path | Mapping):
+def _folder(name: str, dictionaries: object) -> Path:
+    """Where the dictionaries lie; what is no folder is refused before a model is loaded."""
+    if dictionaries is None:
+        if name not in bundled_models() and Path(name).is_dir():
+            raise UserError(
+                f"say where the dictionaries of {name} are: dictionaries=folder (--dictionaries)"
+            )
+        return BUNDLED / name / "dictionaries"
+    if not isinstance(dictionaries, str | Path):
         raise UserError(
             f"dictionaries is a folder, a model's name or a mapping {{Site: path}}; "
             f"got {type(dictionaries).__name__}"
         )
-    if isinstance(dictionaries, str | Path) and not Path(dictionaries).is_dir():
+    if not Path(dictionaries).is_dir():
         raise UserError(
             f"no folder {dictionaries}; name one with dictionaries, or a model with Gemma Scope: "
             f"{', '.join(catalogue())}"
         )
+    return Path(dictionaries)
 
 
 def _places(
@@ -139,13 +151,11 @@ def _places(
         if not isinstance(site, Site | str) or not isinstance(place, str | Path | Dictionary):
             raise UserError(f"dictionaries maps sites to paths; got {site!r}: {place!r}")
         site = Site.parse(site) if isinstance(site, str) else site
-        places[site] = place if isinstance(place, Dictionary) else Path(place)
+        place = place if isinstance(place, Dictionary) else Path(place)
+        if isinstance(place, Path) and not place.exists():
+            raise UserError(f"there is no {place} for {site}; give a dictionary's file or folder")
+        places[site] = place
     return places
-
-
-def _without(pins: Mapping[str, str] | None, repository: str | None) -> Mapping[str, str] | None:
-    """Pins of dictionaries alone: the model's own one is for `load_gemma`."""
-    return pins and {repo: pin for repo, pin in pins.items() if repo != repository}
 
 
 def _left(total: int, huggingface: Any, name: str) -> int:

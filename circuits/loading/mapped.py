@@ -46,13 +46,14 @@ def copy_path(source: Path, dtype: torch.dtype) -> Path:
     where there are several of weights. What has changed has another copy.
     """
     alone = source.suffix == ".npz"
-    source = source.resolve()
-    identity = source.name
-    if not (source.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", identity)):
-        folder = source if source.is_dir() else source.parent
+    identity = source.resolve().name
+    in_blobs = source.resolve().parent.name == "blobs"
+    if not (alone and in_blobs and re.fullmatch(r"[0-9a-f]{64}", identity)):
+        folder = source if source.is_dir() else source.parent  # a snapshot; its files are links
         files = [source] if alone else sorted(folder.iterdir())
-        told = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
-        several = sum(file.suffix == ".safetensors" for file in files) > 1
+        read = [(str(f.resolve()), f.stat()) for f in files if f.is_file()]
+        told = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in read]
+        several = sum(f.suffix in (".safetensors", ".pt") for f in files) > 1
         which = [source.name] if several else []
         identity = hashlib.sha256(repr(which + told).encode()).hexdigest()
     name = f"{identity}.{str(dtype).removeprefix('torch.')}.v{VERSION}.safetensors"

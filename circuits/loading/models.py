@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import torch
 
 from circuits.errors import UserError
 from circuits.families import families
+from circuits.formats.array_files import read_json
 from circuits.loading.hub import Revision, download_model
 
 if TYPE_CHECKING:
@@ -29,6 +29,12 @@ HUB_MODELS = {
 def bundled_models() -> list[str]:
     """Names of the models that need no download."""
     return sorted(path.parent.name for path in BUNDLED.glob("*/model"))
+
+
+def short_name(name: str | Path) -> str:
+    """`gemma-2-2b` for `google/gemma-2-2b`, unless that is a folder here."""
+    name = str(name)
+    return name if Path(name).is_dir() else name.removeprefix("google/")
 
 
 def default_device() -> torch.device:
@@ -83,6 +89,7 @@ def load_gemma(
     """
     from transformer_lens.model_bridge import TransformerBridge  # takes seconds: only when needed
 
+    name = short_name(name)
     _check_device(device, dtype)
     folder = model_folder(name, revision)
     config = _read_config(folder)
@@ -91,7 +98,13 @@ def load_gemma(
     if dtype is None and name in HUB_MODELS:
         dtype = torch.bfloat16
     elif dtype is None:
-        dtype = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
+        stored = config.get("dtype") or config.get("torch_dtype") or "float32"
+        dtype = getattr(torch, str(stored), None)
+        if not _is_floating(dtype):
+            raise UserError(
+                f"{folder / 'config.json'}: dtype {stored!r}; write float32, bfloat16 or float16 "
+                "there, or choose one with dtype="
+            )
     with _quiet(folder):
         try:
             bridge = TransformerBridge.boot_transformers(
@@ -112,13 +125,17 @@ def load_gemma(
 
 def _check_device(device: str | torch.device | None, dtype: torch.dtype | None) -> None:
     """Refuse a device that is not there and a dtype that models do not have."""
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if dtype is not None and not _is_floating(dtype):
         raise UserError(f"dtype={dtype!r}; give torch.float32, torch.bfloat16 or torch.float16")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device={str(device)!r} cannot be used: {reason}; try cpu") from error
+
+
+def _is_floating(dtype: object) -> bool:
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
 
 
 def model_config(bridge: TransformerBridge) -> Any:
@@ -129,12 +146,9 @@ def model_config(bridge: TransformerBridge) -> Any:
 def _read_config(folder: Path) -> dict:
     """`config.json` of a folder with a model of a family known here."""
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no config.json; name a Hugging Face model folder") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); download or save it again") from None
+    if not path.exists():
+        raise UserError(f"{folder} has no config.json; name a Hugging Face model folder")
+    config = read_json(path)
     if config.get("model_type") not in families():
         raise UserError(
             f"{folder} holds a model of type {config.get('model_type')!r}; "

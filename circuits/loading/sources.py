@@ -13,7 +13,7 @@ from circuits.errors import UserError
 from circuits.formats.recognise import load_dictionary
 from circuits.loading.hub import verify
 from circuits.loading.mapped import mapped_copy
-from circuits.loading.store import PASSING, DictionaryStore
+from circuits.loading.store import DictionaryStore, passing_bytes
 from circuits.memory import SHARE, free_bytes, parse_bytes
 from circuits.sites import Site
 
@@ -58,8 +58,8 @@ def gather(
     if memory is not None:
         return DictionaryStore(sources, device=device, budget=parse_bytes(memory))
     in_memory = sum(d.n_bytes for d in sources.values() if isinstance(d, Dictionary))
-    largest = max((p.stat().st_size for p in sources.values() if isinstance(p, Path)), default=0)
-    budget = max(int(SHARE * free_bytes(device)), PASSING * largest)
+    least = passing_bytes(p.stat().st_size for p in sources.values() if isinstance(p, Path))
+    budget = max(int(SHARE * free_bytes(device)), least)
     return DictionaryStore(sources, device=device, budget=in_memory + budget)
 
 

@@ -12,7 +12,7 @@ stream of their own, so that copies overlap computation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -159,7 +159,7 @@ class DictionaryStore(Mapping[Site, Dictionary]):
         assert self._reader is not None
         step = -1 if before is not None and before > site else 1
         following = self._passing[(self._passing.index(site) + step) % len(self._passing)]
-        if following != site:
+        if following not in (site, before):  # else `before` might be in memory twice
             self._ahead = (following, self._reader.submit(self._read, following))
 
     def _read(self, site: Site) -> Dictionary:
@@ -191,6 +191,11 @@ class DictionaryStore(Mapping[Site, Dictionary]):
         return dictionary
 
 
+def passing_bytes(sizes: Iterable[int]) -> int:
+    """What dictionaries of `sizes` bytes take at most while all of them pass through."""
+    return sum(sorted(sizes)[-PASSING:])
+
+
 def _open(source: Dictionary | Path) -> Dictionary:
     return source if isinstance(source, Dictionary) else open_mapped(source)
 
@@ -218,12 +223,13 @@ def _choose_staying(
     left = None if budget is None else budget - sum(sizes[site] for site in in_memory)
     if left is None or sum(sizes[site] for site in mapped) <= left:
         return frozenset(sources)
-    left -= PASSING * max((sizes[site] for site in mapped), default=0)
+    left -= passing_bytes(sizes[site] for site in mapped)
     if left < 0:
         assert budget is not None
         raise UserError(
             f"{show_bytes(max(0, budget))} of memory are left for dictionaries; they need at least "
-            f"{show_bytes(budget - left)}: three at a time of those in large files, and small ones"
+            f"{show_bytes(budget - left)}: up to three at a time of those in large files, and all "
+            "small ones"
         )
     staying = set(in_memory)
     for site in mapped:

@@ -7,7 +7,7 @@ import torch
 
 from circuits import Site
 from circuits import active as module
-from circuits.active import Reconstruction, find_active, reconstruct, write_active
+from circuits.active import Active, Reconstruction, find_active, reconstruct, write_active
 from circuits.dictionaries import Dictionary
 
 SITE = Site(0, "mlp")
@@ -111,3 +111,26 @@ def test_bfloat16_matrices_are_summed_in_float32():
     exact, _ = write_active(wide.W_dec, replace(found, acts=found.acts.double()), len(x))
     assert written.dtype == torch.float32
     torch.testing.assert_close(written.double(), exact, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["JumpReLU", "skip"])
+def test_what_is_not_read_may_be_infinite(name):
+    """In float16 BOS encodes to more than 65,504, and its skip connection writes as much."""
+    dictionary = DICTIONARIES[name].to(dtype=torch.float16)
+    x, reads = X.flatten(0, 1), READS.flatten().clone()
+    reads[0] = False
+    huge = x.clone()
+    huge[0] = 6e4
+    assert not dictionary.encode(huge)[0].isfinite().all()
+    found, expected = (find_active(dictionary, some, reads) for some in (huge, x))
+    assert torch.equal(found.acts, expected.acts)
+    assert torch.equal(found.pos, expected.pos)
+    torch.testing.assert_close(
+        reconstruct(dictionary, huge, reads, found), reconstruct(dictionary, x, reads, expected)
+    )
+
+
+@pytest.mark.parametrize("shape", [(18, D_SAE), (2, N_POS, D_SAE)])
+def test_dense_and_back(shape):
+    acts = torch.relu(random(18, D_SAE, seed=11))
+    assert torch.equal(Active.of(acts).dense(*shape), acts.view(shape))

@@ -42,7 +42,7 @@ def test_every_row_is_chosen_by_its_model_site_layer_width_and_l0(rows):
         layer = "embedding" if site.kind == "embed" else f"layer_{site.layer}"
         assert file.path == f"{layer}/width_{file.width}/average_l0_{l0}"
         (nearest,) = scope_files(
-            f"google/{row['model']}", sites=site.kind, layers=(site.layer,), width=row["width"],
+            row["model"], sites=site.kind, layers=(site.layer,), width=row["width"],
             l0=f"nearest:{float(l0) + 0.25}",
         )  # fmt: skip
         assert nearest == file

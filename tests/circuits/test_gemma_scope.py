@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from circuits.errors import UserError
 from circuits.formats.npz import save_npz
@@ -107,14 +108,23 @@ def test_a_missing_or_empty_folder_is_refused(tmp_path):
     assert "no folder" in folder_error(tmp_path / "nowhere")
     assert "holds no folder whose name ends in -res, -att or -mlp" in folder_error(tmp_path)
     (tmp_path / "x-res").mkdir()
-    assert "has no dictionaries of kind resid" in folder_error(tmp_path, sites="resid")
+    assert "-res, -att or -mlp with layers in it; and no dictionary in" in folder_error(tmp_path)
 
 
 def test_two_folders_of_one_kind_are_both_named(mirror):
-    (mirror / "other-mlp").mkdir()
+    (mirror / "other-mlp" / "layer_0").mkdir(parents=True)
     assert "my-mlp and " in (message := folder_error(mirror))
     assert "other-mlp are both for mlp" in message
     assert len(dictionaries_from_folder(mirror, sites=["attn", "resid"])) == 4
+
+
+def test_folders_of_other_libraries_may_end_as_those_of_a_mirror_do(tmp_path):
+    for layer in (3, 4):
+        (tmp_path / f"l{layer}-mlp").mkdir()
+        metadata = {"hook_name": f"blocks.{layer}.hook_mlp_out"}
+        path = tmp_path / f"l{layer}-mlp" / "params.safetensors"
+        save_file(dictionary(layer).arrays, path, metadata=metadata)
+    assert list(dictionaries_from_folder(tmp_path)) == [Site(3, "mlp"), Site(4, "mlp")]
 
 
 def test_transcoders_of_a_folder_are_taken_when_asked_for(mirror):
@@ -141,7 +151,7 @@ def test_the_embedding_lies_in_the_folder_of_the_residual(mirror):
     assert (embed.name, embed.average_l0) == ("embedding/width_4k/average_l0_111", 111)
     (embed,) = dictionaries_from_folder(mirror, sites="embed", l0=44).values()
     assert embed.b_dec[0] == 44
-    (mirror / "other-res").mkdir()
+    (mirror / "other-res" / "embedding").mkdir(parents=True)
     assert "are both for resid" in folder_error(mirror, sites="embed")
 
 

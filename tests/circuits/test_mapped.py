@@ -135,11 +135,41 @@ def test_settings_beside_the_weights_count(tmp_path, source):
     assert copy_path(weights, torch.float32) != before
 
 
-def test_several_files_of_one_folder_have_a_copy_each(tmp_path, source):
-    first, second = (tmp_path / f"{name}.safetensors" for name in "ab")
+@pytest.mark.usefixtures("source")
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_several_files_of_one_folder_have_a_copy_each(tmp_path, suffix):
+    first, second = (tmp_path / f"{name}.{suffix}" for name in "ab")
+    (tmp_path / "config.json").write_text("of both")
     for path in (first, second):
         path.write_bytes(b"weights")
     assert copy_path(first, torch.float32) != copy_path(second, torch.float32)
+
+
+@pytest.mark.usefixtures("source")
+@pytest.mark.parametrize(
+    ("weights", "beside"),
+    [
+        ("W_dec_0.safetensors", "W_enc_0.safetensors"),
+        ("W_dec_0.safetensors", "config.yaml"),
+        ("sae_weights.safetensors", "cfg.json"),
+        ("ae.pt", "config.json"),
+    ],
+)
+def test_what_lies_beside_weights_in_a_snapshot_of_the_hub_counts(tmp_path, weights, beside):
+    """A later revision that changes it alone links to the same blob of weights."""
+    paths = []
+    for revision, last in (("one", "b"), ("two", "c"), ("like one", "b")):
+        snapshot = tmp_path / "snapshots" / revision
+        snapshot.mkdir(parents=True)
+        for name, digest in ((weights, "a"), (beside, last)):
+            blob = tmp_path / "blobs" / (digest * 64)
+            blob.parent.mkdir(exist_ok=True)
+            if not blob.exists():
+                blob.write_bytes(b"x")
+            (snapshot / name).symlink_to(blob)
+        paths.append(copy_path(snapshot / weights, torch.float32))
+    assert paths[0] != paths[1]
+    assert paths[0] == paths[2]
 
 
 def test_what_a_killed_process_left_is_cleared_away(source):

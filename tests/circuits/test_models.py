@@ -55,6 +55,28 @@ def test_another_architecture(tmp_path):
         load_gemma(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("[]", "holds a list"),
+        ("{", "truncated or is not JSON"),
+        ('{"model_type": "gemma2", "dtype": "foo"}', "dtype 'foo'; write float32"),
+        ('{"model_type": "gemma2", "torch_dtype": "int8"}', "dtype 'int8'; write float32"),
+        ('{"model_type": "gemma2", "dtype": ["float32"]}', "; write float32"),
+        (None, "cannot read"),
+    ],
+)
+def test_a_damaged_configuration(tmp_path, config, message):
+    (tmp_path / "tokenizer.json").touch()
+    path = tmp_path / "config.json"
+    if config is None:
+        path.mkdir()  # as good as a file that may not be read
+    else:
+        path.write_text(config)
+    with pytest.raises(UserError, match=message):
+        load_gemma(str(tmp_path), device="cpu")
+
+
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_damaged_weights(tmp_path, gemma_folder, damage):
     folder = tmp_path / "model"
@@ -80,3 +102,48 @@ def test_a_device_or_dtype_that_cannot_be_used():
         load("tiny", device="tpu")
     with pytest.raises(UserError, match=r"give torch\.float32"):
         load("tiny", device="cpu", dtype=torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("name", "dictionaries", "repository"),
+    [
+        ("gemma-2-2b", "folder", "google/gemma-2-2B"),
+        ("gemma-2-2b", "folder", "google/gemma-scope-2b-pt-res"),
+        ("gemma-2-2b", None, "google/gemma-scope-9b-pt-res"),
+        ("gemma-2-2b-it", "gemma-2-2b", "google/gemma-2-2b"),
+        ("tiny", None, "google/gemma-2-2b"),
+        ("folder", "folder", "folder"),
+    ],
+)
+def test_a_pin_of_what_is_not_loaded_is_refused(tmp_path, name, dictionaries, repository):
+    def given(name: str) -> str:
+        return str(tmp_path) if name == "folder" else name
+
+    with pytest.raises(UserError, match=f"revision pins .*{given(repository)}; the repositories"):
+        load(
+            given(name),
+            dictionaries=dictionaries and given(dictionaries),
+            revision={given(repository): "0" * 40},
+        )
+
+
+def test_dictionaries_by_site_are_checked_before_the_model_is_fetched(tmp_path, model):
+    made = model.dictionaries[Site(1, "mlp")]
+    for wrong, message in [
+        ({"mlp": made}, "is not a site"),
+        ({Site(1, "mlp"): 3}, "maps sites to paths"),
+        ({Site(1, "mlp"): tmp_path / "nowhere"}, r"there is no .*nowhere for mlp\.1; give"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            load("gemma-2-2b", dictionaries=wrong)
+
+
+def test_a_model_may_be_named_with_its_owner(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="no dictionaries for 'gemma-2-2b-it'"):
+        load("google/gemma-2-2b-it")
+    with pytest.raises(UserError, match="of gemma-2-9b do not fit gemma-2-2b, a model of another"):
+        load("google/gemma-2-2b", dictionaries="google/gemma-2-9b")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "google" / "gemma-2-2b").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"google/gemma-2-2b has no config\.json"):
+        load_gemma("google/gemma-2-2b", device="cpu")  # a folder here is meant

@@ -190,6 +190,8 @@ def test_a_transcoder_is_neither_scaled_nor_centred(copy):
         ("old_topk", {"activation_fn_kwargs": {}}, ("k is None",)),
         ("old_topk", {"activation_fn_kwargs": None}, ("k is None",)),
         ("old_standard", {"activation_fn_str": "tanh-relu"}, ("'tanh-relu'", "relu and topk")),
+        ("transcoder", {"activation_fn": "topk", "k": 3}, ("'topk'", "'transcoder'")),
+        ("old_gated", {"activation_fn_str": "topk"}, ("'topk'", "'gated'")),
         ("old_standard", {"hook_head_index": 2}, ("attention head 2",)),
         ("hook_z", {"reshape_activations": "flatten"}, ("reshaped by 'flatten'",)),
         ("standard", {"d_sae": 23}, ("d_sae=23", "has 24")),

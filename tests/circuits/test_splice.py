@@ -1,5 +1,6 @@
 """Spliced and plain logits agree bit for bit; an intervention is the same edit made by hand."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -14,6 +15,7 @@ from circuits import (
     LatentNode,
     Logits,
     Prompt,
+    Reference,
     Site,
     SiteInput,
     UserError,
@@ -27,7 +29,9 @@ from circuits import (
     zero,
     zero_reference,
 )
+from circuits.families.gemma2 import FAMILY as GEMMA2
 from circuits.freeze import Freeze
+from circuits.reference import check_reference
 from tests.random_gemma import (
     TEXT,
     chosen_dictionaries,
@@ -258,6 +262,15 @@ def test_the_corrupted_reference_is_the_other_prompts_trace(model):
     assert zero_reference(model, prompt).value(node) == 0
 
 
+def test_a_model_looks_up_its_family_once(bridge, monkeypatch):
+    asked = []
+    monkeypatch.setattr("circuits.model.family_of", lambda model: asked.append(1) or GEMMA2)
+    model = splice(bridge, chosen_dictionaries(["transcoder"]))
+    model.trace(TEXT)
+    model.trace(TEXT)
+    assert len(asked) == 1
+
+
 class TestOutputs:
     """What a pass gives back is what the whole pass computes there."""
 
@@ -398,6 +411,18 @@ class TestBadInput:
         with pytest.raises(UserError, match="prompts of one length"):
             mean_reference(model, TEXTS)
 
+    @pytest.mark.parametrize("prompt", [TEXT, Prompt(TEXT)])
+    def test_a_mean_over_one_prompt(self, model, prompt):
+        with pytest.raises(UserError, match="over several prompts; give a list"):
+            mean_reference(model, prompt)
+
+    def test_a_reference_of_dictionaries_that_write_another_size(self, model):
+        site, reference = Site(1, "mlp"), zero_reference(model, TEXT)
+        wider = replace(reference.trace.sites[site], error=torch.zeros(11, 33))
+        trace = replace(reference.trace, sites={**reference.trace.sites, site: wider})
+        with pytest.raises(UserError, match=r"96 latents at mlp.1 that write 33 .* write 32; make"):
+            check_reference(model, Reference("zero", trace), model.tokens(TEXT))
+
     @pytest.mark.parametrize(
         ("node", "message"),
         [
@@ -430,6 +455,8 @@ class TestBadInput:
         latent, error = LatentNode(Site(1, "mlp"), 0, 1), ErrorNode(Site(1, "mlp"), 1)
         with pytest.raises(UserError, match="is no value"):
             set_to(latent, "3")  # pyright: ignore[reportArgumentType]
+        with pytest.raises(UserError, match="is no factor"):
+            scale(latent, "2")  # pyright: ignore[reportArgumentType]
         with pytest.raises(UserError, match="an activation is one number; got 5"):
             set_to(latent, torch.zeros(5))
         with pytest.raises(UserError, match="an error has 32 numbers"):

@@ -1,8 +1,11 @@
 """Whatever the memory budget, the numbers are the same, and the budget is kept."""
 
+import random
 import weakref
+from concurrent.futures import Future
 from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,9 @@ from circuits import Site, UserError, splice, zero_reference
 from circuits.loading import store
 from circuits.loading.mapped import open_mapped, save_mapped
 from circuits.loading.store import DictionaryStore
+from circuits.memory import show_bytes
 from experiments import ablate_each, faithfulness_curve
+from tests.circuits.small_dictionaries import as_dictionary, random_arrays
 from tests.random_gemma import TEXT, random_dictionaries
 
 METRIC = logit_diff("w3", "w4")
@@ -78,23 +83,28 @@ STUDIES = {
 }
 
 
+class Alive:
+    """Opens dictionaries; `most` is the most bytes that those in memory ever took."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._seen: list[tuple[weakref.ref, int]] = []
+
+    def open(self, path):
+        dictionary = open_mapped(path)
+        self._seen.append((weakref.ref(dictionary.W_dec), dictionary.n_bytes))  # copies share it
+        self.most = max(self.most, sum(n for ref, n in self._seen if ref() is not None))
+        return dictionary
+
+
 @pytest.mark.parametrize("study", STUDIES)
 @pytest.mark.parametrize("budget", BUDGETS[:2])
 def test_the_budget_is_kept(bridge, paths, monkeypatch, budget, study):
-    alive: weakref.WeakSet = weakref.WeakSet()
-    most = 0
-
-    def opened(path):
-        nonlocal most
-        dictionary = open_mapped(path)
-        alive.add(dictionary)
-        most = max(most, sum(d.n_bytes for d in alive))
-        return dictionary
-
+    alive = Alive()
     model = splice(bridge, DictionaryStore(paths, budget=budget), name="random")
-    monkeypatch.setattr(store, "open_mapped", opened)
+    monkeypatch.setattr(store, "open_mapped", alive.open)
     STUDIES[study](model)
-    assert 0 < most <= budget
+    assert 0 < alive.most <= budget
 
 
 def test_what_stays_is_read_once(bridge, paths, monkeypatch):
@@ -135,3 +145,45 @@ def test_a_dictionary_with_nan_is_refused_when_it_is_spliced_in(bridge):
     damaged = replace(whole, W_dec=W_dec)
     with pytest.raises(UserError, match=r"1 of the .* values of W_dec are NaN or infinite"):
         splice(bridge, {Site(0, "mlp"): damaged})
+
+
+class Unequal:
+    """Mapped copies of dictionaries that take different numbers of bytes, ascending."""
+
+    def __init__(self, folder: Path, n: int) -> None:
+        made = [as_dictionary(random_arrays(d_sae=8 * 2**i)) for i in range(n)]
+        self.sizes = [dictionary.n_bytes for dictionary in made]
+        self.paths = {Site(layer, "mlp"): folder / str(layer) for layer in range(n)}
+        for dictionary, path in zip(made, self.paths.values(), strict=True):
+            save_mapped(dictionary, path)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_three_at_a_time_are_the_least_or_as_many_as_there_are(tmp_path, n):
+    some = Unequal(tmp_path, n)
+    least = sum(some.sizes[-3:])
+    with pytest.raises(UserError, match=f"at least {show_bytes(least)}: up to three at a time"):
+        DictionaryStore(some.paths, budget=least - 1)
+    assert len(DictionaryStore(some.paths, budget=least).staying) == (n if n < 4 else 0)
+
+
+def test_the_least_is_enough_in_whatever_order_sites_are_asked_for(tmp_path, monkeypatch):
+    """What was given last is still in the caller's hands, and reading ahead ends at once."""
+
+    class AtOnce:
+        def submit(self, function, *args):
+            done = Future()
+            done.set_result(function(*args))
+            return done
+
+    some = Unequal(tmp_path, 5)
+    least = sum(some.sizes[-3:])
+    monkeypatch.setattr(store, "ThreadPoolExecutor", lambda *_: AtOnce())
+    dictionaries = DictionaryStore(some.paths, budget=least)
+    alive = Alive()
+    monkeypatch.setattr(store, "open_mapped", alive.open)
+    shuffled = random.Random(0)
+    for _ in range(300):
+        hands = dictionaries[shuffled.choice(list(some.paths))]
+        assert hands.d_in == 5
+    assert alive.most == least

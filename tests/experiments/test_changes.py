@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from circuits import ErrorNode, LatentNode, Reference, Site, UserError
-from circuits.splice import SplicedModel
+from circuits.model import SplicedModel
 from experiments.changes import changes_to
 from experiments.circuit.pooled_circuit import dataset_circuit
 from experiments.kinds import mean_of, patch, resample, set_value, zero
