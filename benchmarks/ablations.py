@@ -88,7 +88,7 @@ def compare(name: str, n: int, sample: int, repeats: int) -> None:
     for _ in range(repeats):
         times["loop"].append(timed(loop) * len(chosen) / len(few))
         times["measure"].append(timed(lambda: measure(model, ids, score, rows)))
-        times["bare"].append(timed(lambda: bare(model, ids, len(chosen))))
+        times["bare"].append(timed(lambda: bare_rows(model, ids, len(chosen))))
     measured = measure(model, ids, score, rows[: len(few)])[1]
     apart = (torch.tensor(loop()) - measured).abs().max().item()
     loop_time, ours, bare_time = (statistics.median(times[one]) for one in times)
@@ -144,7 +144,7 @@ def timed(run: Callable[[], object]) -> float:
 
 
 @torch.no_grad()
-def bare(model: SplicedModel, ids: torch.Tensor, n: int) -> None:
+def bare_rows(model: SplicedModel, ids: torch.Tensor, n: int) -> None:
     """As many rows through the Hugging Face model, the last position's logits.
 
     With `logits_to_keep=1` it multiplies a slice of the batch, which torch does row by row on a

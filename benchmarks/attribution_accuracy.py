@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -83,11 +84,18 @@ class Sample:
     help="Of these, how many with per-latent integrated gradients (10 passes a latent).",
 )  # fmt: skip
 @click.option("--tasks", default=",".join(TASKS), help="Which tasks, separated by commas.")
+@click.option("--downstream", default="recompute", show_default=True, help="Or freeze.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="A Markdown file for the tables.")
 @click.option("--force", is_flag=True, help="Replace it if it exists.")
 def main(
-    prompts: int, prompts_each: int, tasks: str, threads: int, out: Path | None, force: bool
+    prompts: int,
+    prompts_each: int,
+    tasks: str,
+    downstream: str,
+    threads: int,
+    out: Path | None,
+    force: bool,
 ) -> None:
     """Correlate attributed with measured effects over the tasks of the bundled model."""
     torch.set_num_threads(threads)
@@ -99,9 +107,9 @@ def main(
         started = time.perf_counter()
         samples: list[Sample] = []
         for task in tqdm(chosen, desc="tasks", disable=None):
-            samples += collect(model, task, prompts, prompts_each)
+            samples += collect(model, task, prompts, prompts_each, downstream)
         minutes = (time.perf_counter() - started) / 60
-        text = report(samples, prompts, prompts_each, minutes)
+        text = report(samples, prompts, prompts_each, downstream, minutes)
         click.echo(text)
         if out is not None:
             write_atomically(out, text, overwrite=force)
@@ -109,29 +117,37 @@ def main(
         raise click.UsageError(str(error)) from None
 
 
-def collect(model: SplicedModel, task: Task, n: int, n_each: int) -> list[Sample]:
+def collect(model: SplicedModel, task: Task, n: int, n_each: int, downstream: str) -> list[Sample]:
     """All latents of `n` prompts of one task, with both references."""
     samples = []
     for i, prompt in enumerate(tqdm(task.prompts("heldout", n), desc=task.name, disable=None)):
         for name in REFERENCES:
-            samples += collect_prompt(model, task, i, prompt, name, each=i < n_each)
+            samples += collect_prompt(
+                model, task, i, prompt, name, downstream=downstream, each=i < n_each
+            )
     return samples
 
 
 def collect_prompt(
-    model: SplicedModel, task: Task, i: int, prompt: Prompt, name: str, *, each: bool
+    model: SplicedModel,
+    task: Task,
+    i: int,
+    prompt: Prompt,
+    name: str,
+    *,
+    downstream: str,
+    each: bool,
 ) -> list[Sample]:
     """The strongest latents of one prompt: every estimate, and the measurement."""
     metric: Metric = task.metric(prompt)
     reference = REFERENCES[name](model, prompt)
-    nodes = total_effects(model, prompt, metric, reference=reference).strongest(STRONGEST)
-    rows = ablate_each(model, prompt, metric, nodes, reference=reference)
+    how: dict[str, Any] = {"reference": reference, "downstream": downstream}
+    nodes = total_effects(model, prompt, metric, **how).strongest(STRONGEST)
+    rows = ablate_each(model, prompt, metric, nodes, **how)
     near = on_the_way(model, prompt, reference, 0.1)
-    small = ablate_each(model, prompt, metric, nodes, reference=near)
-    joint = integrated_effects(model, prompt, metric, reference=reference)
-    per_latent = (
-        integrated_each(model, prompt, metric, nodes, reference=reference).tolist() if each else []
-    )
+    small = ablate_each(model, prompt, metric, nodes, reference=near, downstream=downstream)
+    joint = integrated_effects(model, prompt, metric, **how)
+    per_latent = integrated_each(model, prompt, metric, nodes, **how).tolist() if each else []
     end = model.tokens(prompt).shape[1] - 1
     samples = []
     for j, row in enumerate(rows):
@@ -168,12 +184,14 @@ def on_the_way(
     return Reference(f"{share:.0%} of {reference.name}", Trace(clean.ids, embedding, sites))
 
 
-def report(samples: list[Sample], prompts: int, prompts_each: int, minutes: float) -> str:
+def report(
+    samples: list[Sample], prompts: int, prompts_each: int, downstream: str, minutes: float
+) -> str:
     """The Markdown tables."""
     lines = [
         "# Attributed against measured effects",
         "",
-        f"Pearson's r over the {STRONGEST} strongest latents of a prompt (downstream recompute): "
+        f"Pearson's r over the {STRONGEST} strongest latents of a prompt, downstream {downstream}: "
         f"mean over up to {prompts} held-out prompts of a task, then over all its latents "
         f"together. Per-latent integrated gradients on the first {prompts_each} prompts only. "
         "Joint integrated gradients estimate what a whole site does and are shown for contrast. "

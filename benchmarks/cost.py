@@ -7,28 +7,18 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import click
 import torch
+from bare import bare
 
 from attribution import attribute, integrated_effects, logit_diff, total_effects
-from attribution.metrics import bind
 from circuits import Prompt, SplicedModel, load
 from experiments import ablate_each
 
 PROMPT = Prompt(
     "when Mary and John went to the store , John gave a drink to", target="Mary", foil="John"
 )
-
-
-def bare(model: SplicedModel) -> None:
-    """Forward and backward of the Hugging Face model, no hooks."""
-    ids = model.tokens(PROMPT)
-    hf: Any = model.bridge.original_model
-    embedding = hf.get_input_embeddings()(ids).detach().requires_grad_()
-    logits = hf(inputs_embeds=embedding).logits
-    bind(logit_diff(PROMPT), model)(logits).sum().backward()
 
 
 def seconds(step: Callable[[], object], model: SplicedModel) -> float:
@@ -44,10 +34,11 @@ def seconds(step: Callable[[], object], model: SplicedModel) -> float:
 @click.option("--repeats", default=20, show_default=True)
 def main(name: str, repeats: int) -> None:
     model = load(name)
-    metric = logit_diff(PROMPT)
+    metric, ids = logit_diff(PROMPT), model.tokens(PROMPT)
+    right, wrong = model.token_id("Mary"), model.token_id("John")
     nodes = total_effects(model, PROMPT, metric).strongest(64)
     steps: dict[str, Callable[[], object]] = {
-        "bare forward + backward": lambda: bare(model),
+        "bare forward + backward": lambda: bare(model, ids, right, wrong),
         "spliced forward": lambda: model(PROMPT),
         "total effects of every latent": lambda: total_effects(model, PROMPT, metric),
         "joint integrated gradients, n=10": lambda: integrated_effects(model, PROMPT, metric),

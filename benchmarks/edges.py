@@ -27,6 +27,7 @@ from typing import Any
 import click
 import psutil
 import torch
+from bare import bare
 
 from attribution import attribute, logit_diff
 from attribution.edges.direct import direct_effects
@@ -108,7 +109,7 @@ def measure(case: Case, repeats: int) -> dict[str, float]:
     taken: dict[str, list[float]] = {"bare": [], "alone": [], "whole": []}
     latents = edges = 0
     for _ in range(repeats):
-        taken["bare"].append(seconds(lambda: bare(model, ids)))
+        taken["bare"].append(seconds(lambda: bare(model, ids, 7, 8)))
         start = time.perf_counter()
         made = attribute(model, text, METRIC, max_latents=case.latents)
         taken["whole"].append(time.perf_counter() - start)
@@ -135,14 +136,6 @@ def table_of(model: SplicedModel, text: str, n: int | None) -> NodeTable:
         kept = torch.tensor([(site, *pair) in wanted for pair in pairs], dtype=torch.bool)
         latents[site] = Active(e.pos[kept], e.latent[kept], e.acts[kept])
     return NodeTable.of(len(effects.token_effect), latents, ("metric",))
-
-
-def bare(model: SplicedModel, ids: torch.Tensor) -> None:
-    """Forward and backward of the Hugging Face model, no hooks."""
-    huggingface: Any = model.bridge.original_model
-    embedding = huggingface.get_input_embeddings()(ids).detach().requires_grad_()
-    logits = huggingface(inputs_embeds=embedding, logits_to_keep=1).logits
-    (logits[0, -1, 7] - logits[0, -1, 8]).backward()
 
 
 def seconds(step: Any) -> float:

@@ -24,6 +24,7 @@ from typing import Any
 
 import click
 import torch
+from bare import bare
 from tqdm import tqdm
 
 from circuits.sites import KINDS, Site
@@ -123,7 +124,7 @@ def build_dictionaries(model_folder: Path, folder: Path) -> None:
 
 def capture(bridge: Any) -> dict[Site, torch.Tensor]:
     """What every site has on a few random prompts, `[tokens, d]`, float32, without BOS."""
-    ids = torch.tensor([prompt_ids(bridge.cfg.d_vocab, seed) for seed in range(1, 9)])
+    ids = torch.tensor([prompt_ids(bridge.cfg.d_vocab, seed=seed) for seed in range(1, 9)])
     kept: dict[Site, torch.Tensor] = {}
     from circuits.families import family_of
 
@@ -142,9 +143,9 @@ def capture(bridge: Any) -> dict[Site, torch.Tensor]:
     return kept
 
 
-def prompt_ids(d_vocab: int, seed: int = 0) -> list[int]:
+def prompt_ids(d_vocab: int, n_tokens: int = N_TOKENS, seed: int = 0) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
-    return [2, *torch.randint(4, d_vocab, (N_TOKENS - 1,), generator=generator).tolist()]
+    return [2, *torch.randint(4, d_vocab, (n_tokens - 1,), generator=generator).tolist()]
 
 
 @main.command()
@@ -153,10 +154,18 @@ def prompt_ids(d_vocab: int, seed: int = 0) -> list[int]:
 @click.option("--memory", default="20GB", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--repeats", default=3, show_default=True)
+@click.option("--tokens", default=N_TOKENS, show_default=True, help="Of the prompt.")
 @click.option("--latents", default=2000, show_default=True, help="Of the graph.")
 @click.option("--ablations", default=256, show_default=True, help="Latents zeroed one by one.")
 def measure(
-    size: str, folder: Path, memory: str, device: str, repeats: int, latents: int, ablations: int
+    size: str,
+    folder: Path,
+    memory: str,
+    device: str,
+    repeats: int,
+    tokens: int,
+    latents: int,
+    ablations: int,
 ) -> None:
     """Time and memory of loading, total effects, a graph and ablations."""
     own = folder / size
@@ -173,8 +182,9 @@ def measure(
     click.echo(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     click.echo(f"load {loaded - imported:.1f} s")
     show_memory("after loading", device)
-    steps = steps_of(model, latents)
-    needed, some = ablation_steps(model, ablations)
+    text = " ".join(f"w{i}" for i in prompt_ids(model.d_vocab, tokens)[1:])
+    steps = steps_of(model, text, latents)
+    needed, some = ablation_steps(model, text, ablations)
     steps |= some
     times: dict[str, list[float]] = {label: [] for label in steps}
     for turn in range(repeats + 1):
@@ -191,53 +201,46 @@ def measure(
     for label, taken in times.items():
         median = statistics.median(taken[1:])
         click.echo(f"| {label} | {taken[0]:.2f} | {median:.2f} | {median / base:.2f} |")
-    ours, bare = (statistics.median(times[label][1:]) for label in some)
+    ours, rows = (statistics.median(times[label][1:]) for label in some)
     click.echo(
         f"\nAblations needed {needed:.2f} of a pass; their throughput per layer and position "
-        f"needed is {needed * bare / ours:.2f} of the bare forward's."
+        f"needed is {needed * rows / ours:.2f} of the bare forward's."
     )
 
 
-def steps_of(model: Any, latents: int) -> dict[str, Callable[[], object]]:
+def steps_of(model: Any, text: str, latents: int) -> dict[str, Callable[[], object]]:
     from attribution import attribute, logit_diff, total_effects
 
-    prompt, metric = text_of(model), logit_diff("w1000", "w2000")
-    ids = model.tokens(prompt)
-    assert ids.shape == (1, N_TOKENS), ids.shape
-    hf = model.bridge.original_model
-
-    def bare() -> None:
-        embedding = hf.get_input_embeddings()(ids).detach().requires_grad_()
-        logits = hf(inputs_embeds=embedding).logits
-        (logits[:, -1, 1000] - logits[:, -1, 2000]).sum().backward()
+    ids, metric = model.tokens(text), logit_diff("w1000", "w2000")
+    right, wrong = model.token_id("w1000"), model.token_id("w2000")
 
     def effects() -> None:
-        sites = total_effects(model, prompt, metric).sites.values()
+        sites = total_effects(model, text, metric).sites.values()
         n_active = sum(len(site.pos) for site in sites)
-        l0 = n_active / len(sites) / (N_TOKENS - 1)
+        l0 = n_active / len(sites) / (ids.shape[1] - 1)
         tqdm.write(f"{n_active} active latents, {l0:.0f} a token and site", file=sys.stderr)
 
     def graph() -> None:
-        made = attribute(model, prompt, metric, max_latents=latents)
+        made = attribute(model, text, metric, max_latents=latents)
         tqdm.write(repr(made), file=sys.stderr)
 
     return {
-        "bare forward + backward": bare,
+        "bare forward + backward": lambda: bare(model, ids, right, wrong),
         "total effects of every latent": effects,
         f"graph of {latents} latents": graph,
     }
 
 
-def ablation_steps(model: Any, n: int) -> tuple[float, dict[str, Callable[[], object]]]:
+def ablation_steps(model: Any, text: str, n: int) -> tuple[float, dict[str, Callable[[], object]]]:
     """The share of a pass that `n` latents, drawn at random, need; them, and as many bare rows."""
-    from ablations import bare, share
+    from ablations import bare_rows, share
 
     from attribution import logit_diff
     from attribution.metrics import bind
     from circuits import LatentNode, zero
     from experiments.measure import measure as measured
 
-    ids, score = model.tokens(text_of(model)), bind(logit_diff("w1000", "w2000"), model)
+    ids, score = model.tokens(text), bind(logit_diff("w1000", "w2000"), model)
     generator = torch.Generator().manual_seed(0)
     active = {
         site: (here.pos.tolist(), here.latent.tolist())
@@ -252,12 +255,8 @@ def ablation_steps(model: Any, n: int) -> tuple[float, dict[str, Callable[[], ob
     rows = [[zero(node)] for node in nodes]
     return statistics.mean(share(model, ids, node, True) for node in nodes), {
         f"ablation of {n} latents": lambda: measured(model, ids, score, rows),
-        f"bare forward, {n} rows": lambda: bare(model, ids, n),
+        f"bare forward, {n} rows": lambda: bare_rows(model, ids, n),
     }
-
-
-def text_of(model: Any) -> str:
-    return " ".join(f"w{i}" for i in prompt_ids(model.d_vocab)[1:])
 
 
 def show_memory(when: str, device: str) -> None:

@@ -25,10 +25,12 @@ class Arrivals:
 
     Attributes:
         vectors: `[pos, token, d_model]`, zero where a token does not reach.
+        first: The first token that reaches each position.
         coordinates: The same along the basis of `attribution.edges.paths`, `[pos, token, m]`.
     """
 
     vectors: Tensor
+    first: list[int]
     coordinates: Tensor | None = None
 
     @classmethod
@@ -51,7 +53,7 @@ class Arrivals:
             arrived = layer.after_attn.forward(arrived)
         places = torch.arange(n_pos, device=tokens.device)
         arrived[places, places] += tokens
-        return cls(arrived)
+        return cls(arrived, layer.attention.first_key.tolist())
 
     def along(self, basis: Tensor) -> Arrivals:
         """With coordinates along the rows of `basis [m, d_model]`."""
@@ -69,13 +71,14 @@ class Arrivals:
             before = earlier(grad.pos, grad.first, n_pos)
             places = zip(before, vectors[grad.first : n_pos], grad.spread.mT, strict=True)
             for pos, (begin, tokens, there) in enumerate(places, grad.first):
-                out = values[: pos + 1]
+                near = slice(self.first[pos], pos + 1)
+                out = values[near]
                 if begin:  # targets at earlier positions
                     out, there = out[:, begin:], there[:, begin:]
-                out.addmm_(tokens[: pos + 1], there)
+                out.addmm_(tokens[near], there)
         if grad.alone is not None:
             for pos, targets in groups(grad.pos):
-                out = values[: pos + 1, targets]
-                out.addmm_(self.vectors[pos, : pos + 1], grad.alone[targets].T)
+                near = slice(self.first[pos], pos + 1)
+                values[near, targets].addmm_(self.vectors[pos, near], grad.alone[targets].T)
         places = np.arange(n_pos)
         return [Piece(slice(0, len(grad.pos)), places, places, places, values)]

@@ -66,16 +66,14 @@ def descend(
     yield (Site(0, "embed") if Site(0, "embed") in leaves else None), grad
 
 
-def crosses_attention(site: Site, leaves: Collection[Site | None]) -> bool:
-    """Whether attention lies between `site` and the leaves that reach it."""
-    if site.kind in ("embed", "attn"):
-        return site.kind == "attn"
+def attentions_below(site: Site, leaves: Collection[Site | None]) -> int:
+    """How many attentions at most lie between `site` and a leaf that reaches it."""
+    n = 0
     for layer in range(site.layer, -1, -1):  # down the residual stream, to where it is cut
-        if Site(layer, "attn") not in leaves:
-            return True
-        if layer and Site(layer - 1, "resid") in leaves:
-            return False
-    return False
+        if site.kind == "embed" or (layer < site.layer and Site(layer, "resid") in leaves):
+            break
+        n += site == Site(layer, "attn") or Site(layer, "attn") not in leaves
+    return n
 
 
 def _writers(layer: int) -> tuple[Site, Site]:

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from attribution.edges.adjoints import Adjoint
 from attribution.edges.arrivals import Arrivals
-from attribution.edges.descent import ARRIVED, crosses_attention, descend
+from attribution.edges.descent import ARRIVED, attentions_below, descend
 from attribution.edges.expectation import expected
 from attribution.edges.local_pass import LocalPass
 from attribution.edges.node_table import NodeTable
@@ -210,7 +210,7 @@ class Stretches:
 
     def _needs_autograd(self, site: Site) -> bool:
         """Whether live attention lies below `site`: its derivative is no map held by the prompt."""
-        return not self.cut.freeze.attention and crosses_attention(site, self.cut.leaves)
+        return not self.cut.freeze.attention and attentions_below(site, self.cut.leaves) > 0
 
     @property
     def _n_threads(self) -> int:
@@ -226,7 +226,7 @@ class Stretches:
         if not len(chosen):
             return
         places = self.table.sites[site].latents.pos[chosen].tolist()
-        spreads = crosses_attention(site, self.cut.leaves)
+        spreads = attentions_below(site, self.cut.leaves) > 0
         by_autograd = self._needs_autograd(site)
         width = self._width(by_autograd=by_autograd)
         memory = self.memory if by_autograd else self.memory // self._n_threads
@@ -266,8 +266,11 @@ ENOUGH_ROWS = 4096
 def _path_maps(table: NodeTable, cut: LocalPass, memory: int) -> PathMaps | None:
     if not cut.freeze.attention:
         return None
+    crossed = max(attentions_below(site, cut.leaves) for site in table.sites)
     per_site = sum(len(nodes.latents.pos) for nodes in table.sites.values()) / len(table.sites)
-    return PathMaps.of(cut.layers, n_pos=table.n_pos, per_site=per_site, memory=memory)
+    return PathMaps.of(
+        cut.layers, n_pos=table.n_pos, per_site=per_site, crossed=crossed, memory=memory
+    )
 
 
 def _crossed_above(leaf: Site | str | None) -> int | None:

@@ -22,6 +22,9 @@ from attribution.edges.local_pass import LayerMaps
 ENOUGH = 16
 """Rows of gradients, for each coordinate of a layer, from which on matrices of two layers pay."""
 
+ENOUGH_CROSSED = 2
+"""Attentions that a gradient crosses, from which on paths pay."""
+
 
 @dataclass(frozen=True, eq=False)
 class HeldAttention:
@@ -61,7 +64,7 @@ class PathMaps:
         basis: What coordinates stand for, by layer: above its attention, and at the end (-1) below
             all. `[m * width, d_model]`: `W_V` of up to `depth` layers, the highest first.
         to_heads: By layer, from coordinates above its attention to the outputs of its heads,
-            `[head, m * width, d_head]`.
+            `[m * width, n_heads * d_head]`.
     """
 
     layers: tuple[HeldAttention, ...]
@@ -71,21 +74,22 @@ class PathMaps:
 
     @classmethod
     def of(
-        cls, layers: Sequence[LayerMaps], *, n_pos: int, per_site: float, memory: int
+        cls, layers: Sequence[LayerMaps], *, n_pos: int, per_site: float, crossed: int, memory: int
     ) -> PathMaps | None:
-        """`None` where norms are live, or there are too few targets to make matrices for.
+        """`None` where norms are live, or there is too little to do to make matrices for.
 
         Args:
             layers: Of a pass with patterns held.
             n_pos: Positions of the prompt.
             per_site: Targets, and as many sources, on average over sites.
+            crossed: Layers whose attention a gradient crosses at most.
             memory: Bytes that matrices and the sources' coordinates may take.
         """
         norms = [norm for layer in layers for norm in (layer.before_attn, layer.after_attn)]
         if any(norm is not None and norm.x is not None for norm in norms):
             return None
         W_O, W_V = layers[0].attention.W_O, layers[0].attention.W_V
-        if per_site * n_pos / 2 < ENOUGH * len(W_V):
+        if crossed < ENOUGH_CROSSED or per_site * n_pos / 2 < ENOUGH * len(W_V):
             return None
         a_layer = 4 * len(W_V) * (sum(W_O.shape) + per_site) * len(layers)
         depth = min(len(layers), int(memory // a_layer))
@@ -94,15 +98,12 @@ class PathMaps:
     @classmethod
     def joined(cls, layers: Sequence[HeldAttention], depth: int) -> PathMaps:
         """With the matrices of every layer and those up to `depth` above."""
-        n_heads, last = len(layers[0].pattern), len(layers) - 1
-        none = layers[0].W_V[:0]
-        basis, to_heads = [], []
+        last, none = len(layers) - 1, layers[0].W_V[:0]
+        basis = []
         for below in (*range(len(layers)), -1):
             above = range(min(last, below + depth), below, -1)
             basis.append(torch.cat([none, *(layers[number].W_V for number in above)]))
-        for layer, values in zip(layers, basis, strict=False):
-            joint = (values @ layer.W_O).unflatten(1, (n_heads, -1))
-            to_heads.append(joint.transpose(0, 1).contiguous())
+        to_heads = (values @ layer.W_O for layer, values in zip(layers, basis, strict=False))
         return cls(tuple(layers), depth, tuple(basis), tuple(to_heads))
 
     @property

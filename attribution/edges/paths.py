@@ -93,7 +93,7 @@ class Paths:
     def cross(self, layer: int) -> Paths:
         """Below the attention of the next `layer`."""
         maps, held, k = self.maps, self.maps.layers[layer], len(self.pos)
-        to_heads = maps.to_heads[layer]
+        to_heads = maps.to_heads[layer].unflatten(1, (maps.n_heads, -1)).transpose(0, 1)
         n_terms, n_paths = len(self.terms), sum(term.weights.shape[1] for term in self.terms)
         n_alone = int(self.alone is not None)
         vectors = to_heads.new_empty(maps.n_heads, n_alone + n_paths, k, maps.d_head)
@@ -112,8 +112,9 @@ class Paths:
         spread = None
         if n_terms < self.top - self.low + 1:
             here = self.spread[..., n_terms * maps.width :].flatten(0, 1)
-            down = to_heads[:, maps.rows(layer, self.top - n_terms, self.low)]
-            spread = torch.bmm(here.expand(maps.n_heads, -1, -1), down)
+            down = maps.to_heads[layer][maps.rows(layer, self.top - n_terms, self.low)]
+            heads = (here @ down).view(-1, maps.n_heads, maps.d_head)
+            spread = heads.transpose(0, 1).contiguous()
         return self._below(layer, held.pattern, vectors if vectors.shape[1] else None, spread)
 
     def _below(

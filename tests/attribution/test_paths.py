@@ -154,6 +154,7 @@ def test_edges_by_paths_are_those_by_gradients(folders, shape):
     for enough in (0, 10**9):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(path_maps, "ENOUGH", enough)
+            patch.setattr(path_maps, "ENOUGH_CROSSED", 0)
             assert (Stretches.of(model, table, cut, 2**28).maps is None) == bool(enough)
             edges.append(direct_effects(model, table, cut).toarray())
     close(*edges, rel=1e-5)
