@@ -32,6 +32,8 @@ def circuit_figure(circuit: DatasetCircuit) -> Figure:
             label=kind,
         )
     axes.set_xticks(range(len(used)), labels=used, rotation=45, ha="right")
+    axes.set_xlim(-0.6, len(used) - 0.4)
+    axes.set_xlabel("span")
     axes.set_ylabel(f"mean effect on {told['metric']}")
     axes.set_title(
         f"{told['estimator']} against {told['reference']}, downstream {told['downstream']}\n"
