@@ -6,7 +6,7 @@ from experiments import TASKS, attribution_report
 model = load("tiny")
 task = TASKS["agreement_pp"]  # "the carpenter beside the cats" -> avoids, not avoid
 
-report = attribution_report(model, task.prompts("heldout", n=5), task.metric, n_nodes=40)
+report = attribution_report(model, task.prompts("heldout", n=3), task.metric, n_nodes=25)
 # gradient x activation is the estimator of the first question, joint integrated gradients of the
 # second; "off -> on" are latents that have no gradient because they are not on yet
 print(report.text())

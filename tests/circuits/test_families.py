@@ -264,8 +264,8 @@ class TestWithoutAPaddingToken:
         torch.testing.assert_close(llama(padded)[:, 3:], llama(ids), rtol=1e-5, atol=1e-5)
 
 
-def metric_of(model, interventions, downstream):
-    """The metric, and which latents are on anywhere."""
+def under(model, rows, downstream):
+    """The metric under each of `rows` of changes, and which latents are on anywhere."""
     on = []
 
     def watched(edit):
@@ -275,10 +275,10 @@ def metric_of(model, interventions, downstream):
 
         return hook
 
-    ids = model.tokens(TEXT)
-    changes = edits(model, ids, [interventions])
+    ids = model.tokens(TEXT).expand(len(rows), -1)
+    changes = edits(model, ids, rows)
     logits = model.run(ids, {s: watched(changes.get(s)) for s in SITES}, downstream=downstream)
-    return bind(METRIC, model)(logits).item(), torch.cat(on, -1)
+    return bind(METRIC, model)(logits), torch.cat(on, -1)
 
 
 @pytest.mark.parametrize("downstream", ["recompute", "freeze"])
@@ -293,12 +293,12 @@ def test_a_total_effect_is_a_finite_difference(llama, site, downstream):
     top = e.effect.abs().topk(8).indices
     nodes: list = [LatentNode(site, int(e.latent[i]), int(e.pos[i])) for i in top]
     nodes.append(ErrorNode(site, int(e.error_effect.abs().argmax())))
+    steps = (4e-3, 2e-3, 1e-3)
+    rows = [[scale(node, 1 + s)] for node in nodes for h in steps for s in (h, -h)]
+    values, on = (x.unflatten(0, (len(nodes), -1, 2)) for x in under(llama, rows, downstream))
     tested = 0
-    for node in nodes:
-        for h in (4e-3, 2e-3, 1e-3):
-            (up, on_up), (down, on_down) = (
-                metric_of(llama, [scale(node, 1 + s)], downstream) for s in (h, -h)
-            )
+    for n, node in enumerate(nodes):
+        for h, (up, down), (on_up, on_down) in zip(steps, values[n].tolist(), on[n], strict=True):
             if downstream == "recompute" or torch.equal(on_up, on_down):
                 assert (up - down) / (2 * h) == pytest.approx(effects.of(node), rel=2e-2, abs=2e-3)
                 tested += 1

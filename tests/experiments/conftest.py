@@ -20,6 +20,11 @@ def save_dictionaries(folder: Path, dictionaries: dict) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _load_once(load_once):
+    """Here scripts and commands load the same models again and again."""
+
+
 @pytest.fixture(scope="session")
 def dictionaries_folder(model, tmp_path_factory) -> Path:
     return save_dictionaries(tmp_path_factory.mktemp("dictionaries"), dict(model.dictionaries))
