@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from circuits.interventions import edits
 from circuits.sites import ALL_KINDS
 from graphs import AttributionGraph, label_latents
 from graphs.labels import promoted_logits
+from tests.plain_hooks import plain_hooks
 from tests.random_gemma import (
     TEXT,
     chosen_dictionaries,
@@ -309,29 +311,15 @@ def test_a_total_effect_is_a_finite_difference(llama, site, downstream):
 def test_an_ablation_equals_the_same_edit_by_hand(llama, llama_folder):
     plain = LlamaForCausalLM.from_pretrained(llama_folder, attn_implementation="eager")
     ids = llama.tokens(TEXT)
-    paths = {"attn": "self_attn.o_proj", "mlp": "mlp", "resid": ""}
     for site in SITES:
         t = llama.trace(TEXT).sites[site]
         best = int(t.acts.argmax())
         node = LatentNode(site, int(t.latent[best]), int(t.pos[best]))
         delta = -t.acts[best] * llama.dictionaries[site].W_dec[node.latent]
-
-        def read(module, args, delta=delta, pos=node.pos):
-            return (args[0].index_add(1, torch.tensor([pos]), delta[None, None]), *args[1:])
-
-        def write(module, args, output, delta=delta, pos=node.pos):
-            x = output[0] if isinstance(output, tuple) else output
-            x = x.index_add(1, torch.tensor([pos]), delta[None, None])
-            return (x, *output[1:]) if isinstance(output, tuple) else x
-
-        module = plain.get_submodule(f"model.layers.{site.layer}.{paths[site.kind]}".rstrip("."))
-        reads = site.kind == "attn"
-        handle = (
-            module.register_forward_pre_hook(read) if reads else module.register_forward_hook(write)
-        )
-        with torch.no_grad():
+        at, source = t.pos[[best]], delta[None, None]
+        edits = {site: partial(torch.index_add, dim=1, index=at, source=source)}
+        with plain_hooks(plain, edits), torch.no_grad():
             expected = plain(ids).logits
-        handle.remove()
         assert not torch.allclose(expected, llama(TEXT), atol=1e-4)
         torch.testing.assert_close(llama(TEXT, [zero(node)]), expected, rtol=1e-4, atol=1e-4)
 
