@@ -16,7 +16,6 @@ from circuits.freeze import Freeze
 from circuits.gated import RULES
 from tests.random_gemma import save_random_gemma
 
-
 VOCAB, D_MODEL, D_SAE = 24, 12, 24
 METRIC = logit_diff("w3", "w4")
 KINDS = ("embed", "attn", "mlp", "transcoder", "resid")
