@@ -7,9 +7,9 @@ study = Study(
     tasks=["city_capital"],
     methods=["gradient x activation", "integrated gradients", "RelP", "activation size", "random"],
     sizes=[10, 30, 100, 300],
-    n_prompts=6,
-    n_heldout=6,
-    n_random=5,
+    n_prompts=4,
+    n_heldout=4,
+    n_random=3,
 )
 report = run_study(study, "city_capital_study")
 print(report.summary().to_string(index=False))

@@ -16,10 +16,10 @@ for name in names:
     # of different tasks, positions have nothing in common: a node is a latent anywhere
     question = Question(model, prompts, whole(model, prompts), TASKS[name].metric, patch())
     rankings[name] = by_effect.rank(question)
-    heldout[name] = TASKS[name].prompts("heldout", n=8)
+    heldout[name] = TASKS[name].prompts("heldout", n=6)
 
 print(circuit_overlap(rankings, sizes=[30, 100]).text())
 metrics = {name: TASKS[name].metric for name in names}
-crossed = cross_task(model, rankings, heldout, metrics, size=100, n_random=5)
+crossed = cross_task(model, rankings, heldout, metrics, size=100, n_random=3)
 print(crossed.text())
 crossed.plot("country_capital.svg")

@@ -1,6 +1,7 @@
 """A resumed pass gives what a whole pass gives, and computes only what differs from the clean."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -221,7 +222,7 @@ def test_models_of_any_shape_resume(tmp_path, seed):
         max_position_embeddings=20,
     )
     bridge = load_gemma(str(tmp_path), device="cpu", dtype=torch.float64)
-    config = bridge.original_model.config
+    config: Any = bridge.original_model.config
     sites = [
         Site(layer, kind)
         for layer in range(config.num_hidden_layers)
