@@ -1,10 +1,12 @@
 """The models that tests share: random ones with random dictionaries, and the bundled one."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network must fail
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,14 @@ from tests.random_gemma import random_dictionaries, save_random_gemma
 from tests.random_llama import save_random_llama
 
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # they share the cores
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    n_threads = max(1, (os.cpu_count() or 1) // workers)
+    torch.set_num_threads(n_threads)
+    os.environ["OMP_NUM_THREADS"] = str(n_threads)  # of the processes that tests start
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector need not look at it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +56,21 @@ def model(bridge) -> SplicedModel:
 def tiny() -> SplicedModel:
     """The bundled model with its dictionaries."""
     return load("tiny", device="cpu")
+
+
+_loaded: dict[str, SplicedModel] = {}
+
+
+def _load_once(*arguments: Any, **named: Any) -> SplicedModel:
+    asked = repr((arguments, sorted(named.items())))
+    if asked not in _loaded:
+        _loaded[asked] = load(*arguments, **named)
+    return _loaded[asked]
+
+
+@pytest.fixture
+def load_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What scripts and commands load is loaded once in the whole run."""
+    monkeypatch.setattr("circuits.load", _load_once)
+    for module in ("experiments.examples.demo", "experiments.study.runner"):
+        monkeypatch.setattr(f"{module}.load", _load_once)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -16,29 +17,34 @@ WIDTHS = {"attn": N_HEADS * D_HEAD, "transcoder": D_MODEL, "mlp": D_MODEL, "resi
 TEXT = "w1 w5 w9 w2 w5 w9 w30 w7 w8 w11"
 
 
-def save_random_gemma(folder: Path, *, seed: int = 0, n_layers: int = N_LAYERS) -> Path:
-    """A Hugging Face folder: grouped queries, both soft-caps, a window of 4, norms with gains."""
+def save_random_gemma(
+    folder: Path, *, seed: int = 0, vocab: int = VOCAB, spread: float = 0.2, **config: Any
+) -> Path:
+    """A Hugging Face folder: grouped queries, both soft-caps, a window of 4, norms with gains.
+
+    `spread` is of the norms' gains; `config`, what the configuration has in the place of that.
+    """
     torch.manual_seed(seed)
-    config = Gemma2Config(
-        vocab_size=VOCAB,
-        hidden_size=D_MODEL,
-        intermediate_size=64,
-        num_hidden_layers=n_layers,
-        num_attention_heads=N_HEADS,
-        num_key_value_heads=2,
-        head_dim=D_HEAD,
-        sliding_window=4,
-        query_pre_attn_scalar=D_HEAD,
-        max_position_embeddings=32,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
+    sizes: dict[str, Any] = {
+        "hidden_size": D_MODEL,
+        "intermediate_size": 64,
+        "num_hidden_layers": N_LAYERS,
+        "num_attention_heads": N_HEADS,
+        "num_key_value_heads": 2,
+        "head_dim": D_HEAD,
+        "sliding_window": 4,
+        "query_pre_attn_scalar": D_HEAD,
+        "max_position_embeddings": 32,
+    }
+    model = Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=vocab, pad_token_id=0, eos_token_id=1, bos_token_id=2, **(sizes | config)
+        )
     )
-    model = Gemma2ForCausalLM(config)
     for weight in model.parameters():
-        weight.data.normal_(0, 0.2 if weight.ndim == 1 else 0.3)
+        weight.data.normal_(0, spread if weight.ndim == 1 else 0.3)
     model.save_pretrained(folder)
-    save_words(folder, VOCAB)
+    save_words(folder, vocab)
     return folder
 
 

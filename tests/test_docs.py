@@ -13,6 +13,7 @@ def blocks(path):
     return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
 
 
+@pytest.mark.usefixtures("load_once")
 @pytest.mark.parametrize("path", [p for p in DOCS if blocks(p)], ids=lambda p: p.name)
 def test_python_in_the_docs_runs(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

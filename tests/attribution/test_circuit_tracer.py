@@ -38,7 +38,7 @@ from circuits import (
 from circuits.active import Active
 from circuits.freeze import Freeze
 from circuits.loading.gemma_scope import dictionaries_from_folder
-from tests.attribution.test_edge_engine import close, missed
+from tests.attribution.random_shapes import close, missed
 from tests.random_gemma import save_words
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -29,7 +29,7 @@ from circuits import (
     zero_reference,
 )
 from circuits.freeze import Freeze
-from tests.attribution.test_edge_engine import (
+from tests.attribution.random_shapes import (
     CROSSED,
     CROSSED_ALONE,
     METRIC,
@@ -87,11 +87,6 @@ def test_edges_are_gradients_times_differences_of_real_passes(folders, shape, fr
     for node, act, change in zip(a.nodes, a.acts.tolist(), a.changes.tolist(), strict=True):
         value = reference.value(node).item() if isinstance(node, LatentNode) else 0.0
         assert change == pytest.approx(act - value, rel=1e-5, abs=1e-6)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return lambda: tmp_path_factory.mktemp("shape")
 
 
 def slow_edges(model, a, text, others, freeze):

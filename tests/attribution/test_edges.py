@@ -184,15 +184,10 @@ def test_every_edge_is_a_finite_difference(some, attention, norms):
     strong = edges.abs().sum(0).topk(8).indices.tolist()
     others = torch.randperm(len(a.nodes) - 1, generator=generator)[:8].tolist()
     is_bias = [i for i, n in enumerate(a.nodes) if isinstance(n, BiasNode)][:2]
+    sources = sorted({*strong, *others, *is_bias})
     scale = edges.abs().max().item()
-    for s in {*strong, *others, *is_bias}:
+    for s, measured in zip(sources, differences(some, a, ids, sources, cut, kept), strict=True):
         node = a.nodes[s]
-        leaf, vector = vector_of(some, a, node, cut)
-        h = 1e-2 / max(1.0, vector.norm().item())
-        up, down = (
-            read_targets(some, ids, a.nodes, cut, leaf, sign * h * vector, kept) for sign in (1, -1)
-        )
-        measured = (up - down) / (2 * h)
         expected = edges[:, s].clone()
         if isinstance(node, BiasNode):  # b_enc is added by its own site, not sent through the model
             for i, target in enumerate(a.nodes):
@@ -201,8 +196,24 @@ def test_every_edge_is_a_finite_difference(some, attention, norms):
         assert (measured - expected).abs().max() < 5e-3 * scale, node
 
 
-def read_targets(model, ids, nodes, cut, leaf, nudge, kept):
-    """Pre-activations of all latents and the metric, every site held at its clean output."""
+def differences(model, a, ids, sources, cut, kept):
+    """By how much each source moves each target, `[source, node]`: one pass, two rows a source."""
+    n_rows = 2 * len(sources)
+    nudges = {leaf: x.detach().new_zeros(n_rows, *x.shape[1:]) for leaf, x in cut.leaves.items()}
+    steps = torch.zeros(len(sources), 1)
+    for row, s in enumerate(sources):
+        leaf, vector = vector_of(model, a, a.nodes[s], cut)
+        steps[row] = h = 1e-2 / max(1.0, vector.norm().item())
+        nudges[leaf][2 * row], nudges[leaf][2 * row + 1] = h * vector, -h * vector
+    values = read_targets(model, ids.expand(n_rows, -1), a.nodes, cut, nudges, kept)
+    return (values[::2] - values[1::2]) / (2 * steps)
+
+
+def read_targets(model, ids, nodes, cut, nudges, kept):
+    """Pre-activations of all latents and the metric, `[row, node]`.
+
+    Every site is held at its clean output but for its nudge.
+    """
     seen, normalized = {}, {}
 
     def hold(site):
@@ -212,7 +223,7 @@ def read_targets(model, ids, nodes, cut, leaf, nudge, kept):
                 read = normalized.get(f"blocks.{site.layer}.ln2", read)
                 out = out + skipped(site, read) - skipped(site, cut.inputs[site].detach())
             seen[site] = read
-            return out + nudge if site == leaf else out
+            return out + nudges[site]
 
         return hook
 
@@ -224,12 +235,12 @@ def read_targets(model, ids, nodes, cut, leaf, nudge, kept):
 
     with torch.no_grad(), held(model, kept, normalized):
         logits = model.forward(ids, {s: hold(s) for s in model.sites}, embedding=hold(None))
-    values = torch.zeros(len(nodes))
-    values[-1] = bind(METRIC, model)(logits[:, -1:])[0]
-    pre = {s: model.dictionaries[s].pre_acts(seen[s])[0] for s in model.sites}
+    values = torch.zeros(len(ids), len(nodes))
+    values[:, -1] = bind(METRIC, model)(logits[:, -1:])
+    pre = {s: model.dictionaries[s].pre_acts(seen[s]) for s in model.sites}
     for i, node in enumerate(nodes):
         if isinstance(node, LatentNode):
-            values[i] = pre[node.site][node.pos, node.latent]
+            values[:, i] = pre[node.site][:, node.pos, node.latent]
     return values
 
 

@@ -3,14 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import example, given, settings
 
 from attribution import attribute
 from circuits import BiasNode, LatentNode
 from circuits.freeze import Freeze
-from tests.attribution.test_edge_engine import (
+from tests.attribution.random_shapes import (
     CROSSED,
     CROSSED_ALONE,
     build,
@@ -101,8 +100,3 @@ def differences(model, text, nodes, sources, vectors, freeze):
     values[:, -1] = raw_difference(logits)
     weights = torch.tensor(list(STENCIL.values())).double() / H
     return torch.einsum("sjt,j->st", values.view(len(sources), len(STENCIL), -1), weights).numpy()
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return lambda: tmp_path_factory.mktemp("shape")

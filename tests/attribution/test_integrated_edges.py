@@ -9,7 +9,7 @@ import torch
 from attribution import attribute
 from circuits import LatentNode, Site, UserError, corrupted_reference
 from circuits.gated import coefficients
-from tests.attribution.test_edge_engine import METRIC
+from tests.attribution.random_shapes import METRIC
 from tests.attribution.test_edge_references import OTHER, PROMPT, TEXT
 
 BELOW, ATTN, MLP = Site(0, "resid"), Site(1, "attn"), Site(1, "mlp")

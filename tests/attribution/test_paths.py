@@ -16,7 +16,7 @@ from attribution.edges.paths import Paths
 from attribution.edges.side_by_side import side_by_side
 from attribution.metrics import bind
 from circuits.freeze import Freeze
-from tests.attribution.test_edge_engine import (
+from tests.attribution.random_shapes import (
     METRIC,
     build,
     close,
@@ -205,8 +205,3 @@ def test_threads_do_not_change_edges(model):
     finally:
         torch.set_num_threads(before)
     close(*edges, rel=1e-6)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return lambda: tmp_path_factory.mktemp("shape")

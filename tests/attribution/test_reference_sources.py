@@ -10,7 +10,7 @@ from circuits import LatentNode, corrupted_reference
 from circuits.freeze import Freeze
 from graphs import AttributionGraph, prune
 from graphs.text import caption
-from tests.attribution.test_edge_engine import METRIC, close
+from tests.attribution.random_shapes import METRIC, close
 from tests.attribution.test_edge_references import PROMPT, TEXT
 
 

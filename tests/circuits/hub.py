@@ -69,13 +69,13 @@ class Hub:
         """Paths of the files whose contents were asked for, in order."""
         return [path for method, path in self.requests if method == "GET" and "/resolve/" in path]
 
-    def environment(self, home: Path, *, offline: bool = False) -> dict[str, str]:
+    def environment(self, home: Path) -> dict[str, str]:
         """Environment of a process that knows no hub but this one and no cache but `home`."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         return kept | {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
-            "HF_HUB_OFFLINE": "1" if offline else "0",
+            "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from circuits.interventions import edits
 from circuits.sites import ALL_KINDS
 from graphs import AttributionGraph, label_latents
 from graphs.labels import promoted_logits
+from tests.plain_hooks import plain_hooks
 from tests.random_gemma import (
     TEXT,
     chosen_dictionaries,
@@ -264,8 +266,8 @@ class TestWithoutAPaddingToken:
         torch.testing.assert_close(llama(padded)[:, 3:], llama(ids), rtol=1e-5, atol=1e-5)
 
 
-def metric_of(model, interventions, downstream):
-    """The metric, and which latents are on anywhere."""
+def under(model, rows, downstream):
+    """The metric under each of `rows` of changes, and which latents are on anywhere."""
     on = []
 
     def watched(edit):
@@ -275,10 +277,10 @@ def metric_of(model, interventions, downstream):
 
         return hook
 
-    ids = model.tokens(TEXT)
-    changes = edits(model, ids, [interventions])
+    ids = model.tokens(TEXT).expand(len(rows), -1)
+    changes = edits(model, ids, rows)
     logits = model.run(ids, {s: watched(changes.get(s)) for s in SITES}, downstream=downstream)
-    return bind(METRIC, model)(logits).item(), torch.cat(on, -1)
+    return bind(METRIC, model)(logits), torch.cat(on, -1)
 
 
 @pytest.mark.parametrize("downstream", ["recompute", "freeze"])
@@ -293,12 +295,12 @@ def test_a_total_effect_is_a_finite_difference(llama, site, downstream):
     top = e.effect.abs().topk(8).indices
     nodes: list = [LatentNode(site, int(e.latent[i]), int(e.pos[i])) for i in top]
     nodes.append(ErrorNode(site, int(e.error_effect.abs().argmax())))
+    steps = (4e-3, 2e-3, 1e-3)
+    rows = [[scale(node, 1 + s)] for node in nodes for h in steps for s in (h, -h)]
+    values, on = (x.unflatten(0, (len(nodes), -1, 2)) for x in under(llama, rows, downstream))
     tested = 0
-    for node in nodes:
-        for h in (4e-3, 2e-3, 1e-3):
-            (up, on_up), (down, on_down) = (
-                metric_of(llama, [scale(node, 1 + s)], downstream) for s in (h, -h)
-            )
+    for n, node in enumerate(nodes):
+        for h, (up, down), (on_up, on_down) in zip(steps, values[n].tolist(), on[n], strict=True):
             if downstream == "recompute" or torch.equal(on_up, on_down):
                 assert (up - down) / (2 * h) == pytest.approx(effects.of(node), rel=2e-2, abs=2e-3)
                 tested += 1
@@ -309,29 +311,15 @@ def test_a_total_effect_is_a_finite_difference(llama, site, downstream):
 def test_an_ablation_equals_the_same_edit_by_hand(llama, llama_folder):
     plain = LlamaForCausalLM.from_pretrained(llama_folder, attn_implementation="eager")
     ids = llama.tokens(TEXT)
-    paths = {"attn": "self_attn.o_proj", "mlp": "mlp", "resid": ""}
     for site in SITES:
         t = llama.trace(TEXT).sites[site]
         best = int(t.acts.argmax())
         node = LatentNode(site, int(t.latent[best]), int(t.pos[best]))
         delta = -t.acts[best] * llama.dictionaries[site].W_dec[node.latent]
-
-        def read(module, args, delta=delta, pos=node.pos):
-            return (args[0].index_add(1, torch.tensor([pos]), delta[None, None]), *args[1:])
-
-        def write(module, args, output, delta=delta, pos=node.pos):
-            x = output[0] if isinstance(output, tuple) else output
-            x = x.index_add(1, torch.tensor([pos]), delta[None, None])
-            return (x, *output[1:]) if isinstance(output, tuple) else x
-
-        module = plain.get_submodule(f"model.layers.{site.layer}.{paths[site.kind]}".rstrip("."))
-        reads = site.kind == "attn"
-        handle = (
-            module.register_forward_pre_hook(read) if reads else module.register_forward_hook(write)
-        )
-        with torch.no_grad():
+        at, source = t.pos[[best]], delta[None, None]
+        edits = {site: partial(torch.index_add, dim=1, index=at, source=source)}
+        with plain_hooks(plain, edits), torch.no_grad():
             expected = plain(ids).logits
-        handle.remove()
         assert not torch.allclose(expected, llama(TEXT), atol=1e-4)
         torch.testing.assert_close(llama(TEXT, [zero(node)]), expected, rtol=1e-4, atol=1e-4)
 

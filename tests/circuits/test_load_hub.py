@@ -1,5 +1,6 @@
 """The public call `load("gemma-2-2b")` runs unchanged against a hub: model and dictionaries."""
 
+import inspect
 import json
 import shutil
 import subprocess
@@ -10,9 +11,10 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import safetensors.torch
+import torch
 from huggingface_hub import constants
 
-from circuits import Site, UserError
+from circuits import Site, UserError, load
 from circuits.catalogue import catalogue, choose_files
 from circuits.formats.npz import save_npz
 from circuits.loading.hub import commit_of, download_model
@@ -26,32 +28,39 @@ SHARDS = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
 FIRST = "layer_0/width_16k/average_l0_119/params.npz"
 SECOND = "layer_1/width_16k/average_l0_105/params.npz"
 
-SCRIPT = """
+LOADED = "SplicedModel('gemma-2-2b', layers 0-25 at mlp, resid, bfloat16, cpu) True"
+
+
+def said() -> str:
+    """What a call of `load` gives: the model, and whether it is the plain one; or why not."""
+    try:
+        model = load("gemma-2-2b", sites=("mlp", "resid"), device="cpu")
+    except UserError as error:
+        return str(error)
+    keep = dict.fromkeys(model.sites, lambda acts, error: (acts, error))
+    ids = model.tokens("w1 w2 w3")
+    return f"{model} {torch.equal(model.run(ids, keep), model.bridge(ids))}"
+
+
+SCRIPT = f"""
 import sys
 import time
 import torch
 from circuits import UserError, load
 
+{inspect.getsource(said)}
+
 time.sleep = lambda seconds: None  # the client waits between attempts
 for line in sys.stdin:
-    try:
-        model = load("gemma-2-2b", sites=("mlp", "resid"), device="cpu")
-    except UserError as error:
-        print(error, flush=True)
-    else:
-        keep = dict.fromkeys(model.sites, lambda acts, error: (acts, error))
-        ids = model.tokens("w1 w2 w3")
-        print(model, torch.equal(model.run(ids, keep), model.bridge(ids)), flush=True)
+    print(said(), flush=True)
 """
-
-LOADED = "SplicedModel('gemma-2-2b', layers 0-25 at mlp, resid, bfloat16, cpu) True"
 
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory):
     """A small Gemma 2 in three shards and its dictionaries, under the real names and layout."""
     root = tmp_path_factory.mktemp("hub")
-    folders = {MODEL: save_random_gemma(root / "model", n_layers=26)}
+    folders = {MODEL: save_random_gemma(root / "model", num_hidden_layers=26)}
     in_shards(folders[MODEL])
     small = random_dictionaries()
     for file in choose_files(
@@ -77,11 +86,11 @@ def in_shards(folder: Path) -> None:
 
 
 @contextmanager
-def process(hub, home, *, offline=False):
+def process(hub, home):
     """A process whose every call loads once more and returns what it printed."""
     with subprocess.Popen(
         [sys.executable, "-c", SCRIPT],
-        env=hub.environment(home, offline=offline),
+        env=hub.environment(home),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -115,9 +124,9 @@ def damage(path: Path, *, keep: int | None = None) -> Path:
 
 
 def test_refused_interrupted_damaged_cold_and_warm(repositories, tmp_path):
-    with Hub(repositories) as hub, process(hub, tmp_path) as load:
+    with Hub(repositories) as hub, process(hub, tmp_path) as load_again:
         hub.token = "hf_right"
-        assert "set HF_TOKEN" in load()
+        assert "set HF_TOKEN" in load_again()
         hub.token = None
         for status, says in [
             (401, f"of {MODEL}: the hub wants a valid token (401)"),
@@ -127,19 +136,19 @@ def test_refused_interrupted_damaged_cold_and_warm(repositories, tmp_path):
             (500, "the hub answered 500; try again later"),
         ]:
             hub.failures[MODEL] = status
-            assert says in load()
+            assert says in load_again()
         hub.failures.clear()
         assert not hub.downloads()
 
         hub.broken_at = 30_000  # beyond the small files, within the shards
-        assert "files that arrived whole are kept" in load()
+        assert "files that arrived whole are kept" in load_again()
         n_small = sum("json" in path for path in hub.downloads())
         hub.broken_at = None
-        assert load() == LOADED
+        assert load_again() == LOADED
         assert sum("json" in path for path in hub.downloads()) == n_small
 
         n_downloads = len(hub.downloads())
-        assert load() == LOADED
+        assert load_again() == LOADED
         assert len(hub.downloads()) == n_downloads
 
         damaged = [
@@ -149,43 +158,43 @@ def test_refused_interrupted_damaged_cold_and_warm(repositories, tmp_path):
             damage(in_cache(tmp_path, MLP, SECOND), keep=1000),
         ]
         for path in damaged:
-            assert load().startswith(f"{path} was not what the hub has")
-        assert load() == LOADED
+            assert load_again().startswith(f"{path} was not what the hub has")
+        assert load_again() == LOADED
         assert len(hub.downloads()) == n_downloads + len(damaged)
-
-
-def test_offline(repositories, tmp_path, monkeypatch):
-    with Hub(repositories) as hub, process(hub, tmp_path, offline=True) as load:
-        assert f"cannot fetch the files of {MODEL}: it is not in the cache and offline" in load()
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        for repo in repositories:
-            huggingface_hub.snapshot_download(repo, cache_dir=tmp_path / "hub", endpoint=hub.url)
-        huggingface_hub.close_session()
-        n_requests = len(hub.requests)
-        assert load() == LOADED
-        in_cache(tmp_path, MLP, SECOND).unlink()
-        assert f"cannot fetch {SECOND} of {MLP}: it is not in the cache and offline mode" in load()
-        in_cache(tmp_path, MODEL, SHARDS[1]).unlink()
-        assert f"cannot fetch {SHARDS[1]} of {MODEL}: " in (message := load())
-        assert "not in the cache" in message
-        shutil.rmtree(tmp_path / "hub" / "models--google--gemma-2-2b" / "trees", ignore_errors=True)
-        assert f"cannot fetch {SHARDS[1]} of {MODEL}: " in load()  # as older clients leave it
-        assert len(hub.requests) == n_requests
 
 
 @pytest.fixture
 def hub(repositories, tmp_path, monkeypatch):
     """The loopback hub, with this process' client turned to it."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    with Hub({MODEL: repositories[MODEL]}) as hub:
+    with Hub(repositories) as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.url)
         yield hub
         huggingface_hub.close_session()
+
+
+def test_offline(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert f"cannot fetch the files of {MODEL}: it is not in the cache and offline" in said()
+    with monkeypatch.context() as online:
+        online.setattr(constants, "HF_HUB_OFFLINE", False)
+        for repo in hub.repositories:
+            huggingface_hub.snapshot_download(repo)
+    n_requests = len(hub.requests)
+    assert said() == LOADED
+    in_cache(tmp_path, MLP, SECOND).unlink()
+    assert f"cannot fetch {SECOND} of {MLP}: it is not in the cache and offline mode" in said()
+    in_cache(tmp_path, MODEL, SHARDS[1]).unlink()
+    assert f"cannot fetch {SHARDS[1]} of {MODEL}: " in (message := said())
+    assert "not in the cache" in message
+    shutil.rmtree(tmp_path / "hub" / "models--google--gemma-2-2b" / "trees", ignore_errors=True)
+    assert f"cannot fetch {SHARDS[1]} of {MODEL}: " in said()  # as older clients leave it
+    assert len(hub.requests) == n_requests
 
 
 def test_a_model_can_be_pinned_and_its_commit_named(hub, tmp_path):

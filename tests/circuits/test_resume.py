@@ -1,10 +1,10 @@
 """A resumed pass gives what a whole pass gives, and computes only what differs from the clean."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from circuits import (
     Dictionary,
@@ -27,7 +27,7 @@ from tests.random_gemma import (
     VOCAB,
     chosen_dictionaries,
     random_dictionaries,
-    save_words,
+    save_random_gemma,
 )
 
 OUTPUTS = [
@@ -205,9 +205,10 @@ def test_models_of_any_shape_resume(tmp_path, seed):
     """Layers, heads, groups, windows and soft-caps at random; EOS and padding within the prompt."""
     draw = random.Random(seed)
     n_heads, window = draw.choice([1, 2, 4]), draw.choice([1, 3, 64])
-    torch.manual_seed(seed)
-    config = Gemma2Config(
-        vocab_size=VOCAB,
+    save_random_gemma(
+        tmp_path,
+        seed=seed,
+        spread=0.3,
         hidden_size=draw.choice([8, 20]),
         intermediate_size=24,
         num_hidden_layers=draw.choice([1, 2, 4]),
@@ -219,22 +220,15 @@ def test_models_of_any_shape_resume(tmp_path, seed):
         attn_logit_softcapping=draw.choice([None, 2.0]),
         final_logit_softcapping=draw.choice([None, 3.0]),
         max_position_embeddings=20,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
     )
-    plain = Gemma2ForCausalLM(config)
-    for weight in plain.parameters():
-        weight.data.normal_(0, 0.3)
-    plain.save_pretrained(tmp_path)
-    save_words(tmp_path, VOCAB)
     bridge = load_gemma(str(tmp_path), device="cpu", dtype=torch.float64)
-    widths = {"attn": n_heads * config.head_dim, "mlp": config.hidden_size}
+    config: Any = bridge.original_model.config
     sites = [
         Site(layer, kind)
         for layer in range(config.num_hidden_layers)
         for kind in draw.sample(["attn", "mlp", "resid"], draw.choice([1, 2, 3]))
     ]
+    widths = {"attn": n_heads * config.head_dim}
     model = splice(
         bridge, {s: dictionary(widths.get(s.kind, config.hidden_size), seed) for s in sorted(sites)}
     )

@@ -32,6 +32,7 @@ from circuits import (
 from circuits.families.gemma2 import FAMILY as GEMMA2
 from circuits.freeze import Freeze
 from circuits.reference import check_reference
+from tests.plain_hooks import plain_hooks
 from tests.random_gemma import (
     TEXT,
     chosen_dictionaries,
@@ -153,30 +154,11 @@ def strongest(model, site, pos=4):
 
 def by_hand(model, site, pos, delta):
     """Plain PyTorch: add `delta` to what the Hugging Face module at `site` gives."""
-    block = model.bridge.original_model.model.layers[site.layer]
-
-    def add(module, args, output):
-        out = output[0] if isinstance(output, tuple) else output
-        out = out.clone()
-        out[:, pos] += delta
-        return (out, *output[1:]) if isinstance(output, tuple) else out
-
-    def add_to_input(module, args):
-        x = args[0].clone()
-        x[:, pos] += delta
-        return (x, *args[1:])
-
-    if site.kind == "attn":
-        handle = block.self_attn.o_proj.register_forward_pre_hook(add_to_input)
-    elif site.kind in ("mlp", "transcoder"):
-        handle = block.post_feedforward_layernorm.register_forward_hook(add)
-    else:
-        handle = block.register_forward_hook(add)
-    try:
-        with torch.no_grad():
-            return model.bridge.original_model(model.tokens(TEXT)).logits
-    finally:
-        handle.remove()
+    huggingface = model.bridge.original_model
+    at = torch.tensor([pos])
+    edits = {site: lambda x: x.index_add(1, at, delta.expand(1, 1, -1))}
+    with plain_hooks(huggingface, edits), torch.no_grad():
+        return huggingface(model.tokens(TEXT)).logits
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "transcoder", "skip"])

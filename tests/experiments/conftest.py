@@ -1,9 +1,10 @@
-"""A researcher's own folders, as `--model` and `--dictionaries` take them."""
+"""A researcher's own folders, as `--model` and `--dictionaries` take them, and the plain model."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import Gemma2ForCausalLM
 
 from circuits.catalogue import KIND_OF_SUFFIX
 
@@ -18,6 +19,17 @@ def save_dictionaries(folder: Path, dictionaries: dict) -> Path:
         names = ("W_enc", "b_enc", "threshold", "W_dec", "b_dec")
         np.savez(path / "params.npz", **{name: getattr(d, name).numpy() for name in names})
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _load_once(load_once):
+    """Here scripts and commands load the same models again and again."""
+
+
+@pytest.fixture(scope="session")
+def plain(gemma_folder):
+    """The random model without TransformerLens."""
+    return Gemma2ForCausalLM.from_pretrained(gemma_folder).eval()
 
 
 @pytest.fixture(scope="session")

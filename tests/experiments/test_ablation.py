@@ -1,7 +1,6 @@
 """Measured effects are edits by hand, and attributed effects their first order."""
 
 import json
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import isnan
 
@@ -26,6 +25,7 @@ from circuits import (
 from circuits.trace import Trace
 from experiments.ablation import Ablations, ablate_each, pearson
 from experiments.kinds import set_value
+from tests.plain_hooks import plain_hooks
 
 PROMPT = Prompt(
     "w1 w5 w9 w2 w5 w9 w30 w7 w8 w11",
@@ -45,27 +45,6 @@ def strongest_of_each_kind(model, reference, downstream="recompute", top=2) -> l
     effects = total_effects(model, PROMPT, METRIC, reference=reference, downstream=downstream)
     ranked = effects.strongest()
     return [n for site in model.sites for n in [m for m in ranked if m.site == site][:top]]
-
-
-@contextmanager
-def plain_hooks(huggingface, edits: dict):
-    """Plain PyTorch hooks at sites of the Hugging Face model: tensor `[b, p, d]` -> tensor."""
-    with ExitStack() as stack:
-        for site, edit in edits.items():
-            layer = huggingface.model.layers[site.layer]
-            if site.kind == "attn":  # what W_O reads
-                hook = layer.self_attn.o_proj.register_forward_pre_hook(
-                    lambda _module, args, edit=edit: (edit(args[0]), *args[1:])
-                )
-            else:
-                module = layer.post_feedforward_layernorm if site.kind == "mlp" else layer
-                hook = module.register_forward_hook(
-                    lambda _module, _args, out, edit=edit: (
-                        (edit(out[0]), *out[1:]) if isinstance(out, tuple) else edit(out)
-                    )
-                )
-            stack.callback(hook.remove)
-        yield
 
 
 def by_hand(model, node: LatentNode, value: float, downstream: str) -> float:

@@ -274,8 +274,16 @@ def test_the_program_in_a_process_of_its_own(own, tmp_path):
     done = subprocess.run([*command, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(pd.read_csv(out)) == 3
-    again = subprocess.run([*command, *arguments], capture_output=True, text=True)
-    assert again.returncode == 2
-    assert again.stderr == (
+    again = circuits(*arguments)
+    assert again.exit_code == 2
+    assert again.output == (
         f"circuits: error: {out} exists already; pass overwrite=True (--force) or another name\n"
+    )
+    wrong = [*command, "trace", "--max-latents", "0"]
+    refused = subprocess.run(wrong, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert refused.stderr == (
+        "circuits: error: Invalid value for '--max-latents': 0 is not in the range x>=1; "
+        "see circuits trace --help\n"
     )

@@ -31,7 +31,8 @@ from experiments.edges.held import Held, shifts
 from experiments.edges.knockout import edge_knockout
 from experiments.kinds import AblationKind, mean_of, patch, zero
 from graphs import AttributionGraph, prune
-from tests.experiments.test_ablation import METRIC, PROMPT, plain_hooks
+from tests.experiments.test_ablation import METRIC, PROMPT
+from tests.plain_hooks import plain_hooks
 from tests.random_gemma import chosen_dictionaries
 
 GROUPS = ["attn", "mlp", "resid"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from circuits import load
 from experiments.examples import demo
 from experiments.tasks import TASKS
 
@@ -14,6 +15,7 @@ EXAMPLES = Path(demo.__file__).parent
 
 
 def test_the_first_script_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("circuits.load", load)  # itself: others take what is loaded already
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(EXAMPLES / "ioi.py"))
     lines = capsys.readouterr().out.splitlines()
@@ -49,6 +51,8 @@ def test_the_demo_runs_and_runs_again(tmp_path, monkeypatch, capsys):
         rows = json.loads(Path(f"demo/ablation_{name}.json").read_text())["rows"]
         assert len(rows) == 50
         assert any(row["label"] for row in rows)
+    monkeypatch.setattr(demo, "STRONGEST", 5)
+    monkeypatch.setattr(demo, "SIZES", (10,))
     demo.main(Path("demo"))
     again = {path.name: path.stat().st_mtime_ns for path in Path("demo").iterdir()}
     assert set(again) == set(first)

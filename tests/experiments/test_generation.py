@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import Gemma2ForCausalLM
 
 from circuits import UserError
 from experiments.spans import SpanNode
@@ -12,11 +11,6 @@ from tests.random_gemma import TEXT
 
 STEER = {"attn.1/latent.7": 30.0, "mlp.0/latent.30": 45.0, "resid.1/latent.12": -20.0}
 EOS = 1
-
-
-@pytest.fixture(scope="module")
-def plain(gemma_folder):
-    return Gemma2ForCausalLM.from_pretrained(gemma_folder).eval()
 
 
 @pytest.mark.parametrize("text", [TEXT, "w7", "w30 w2 w2"])

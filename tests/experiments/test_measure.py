@@ -1,5 +1,7 @@
 """Many changes in batches are the same changes one by one; no pass is larger than was asked for."""
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given
@@ -25,13 +27,25 @@ def rows_of(model):
     return [*([change] for change in changes), [], changes[::7], changes[5:60:11]]
 
 
+@pytest.fixture(scope="module")
+def one_by_one(model):
+    """The metric of the clean pass and under each of `rows_of`, in passes of their own."""
+
+    @cache
+    def measured(downstream):
+        rows = [[], *rows_of(model)]
+        logits = [model(TEXT, row, downstream=downstream)[:, -1:] for row in rows]
+        return bind(METRIC, model)(torch.cat(logits))
+
+    return measured
+
+
 @pytest.mark.parametrize("batch_size", [None, 1, 7])
 @pytest.mark.parametrize("downstream", DOWNSTREAM)
-def test_rows_in_batches_are_rows_one_by_one(model, downstream, batch_size):
+def test_rows_in_batches_are_rows_one_by_one(model, one_by_one, downstream, batch_size):
     ids, score, rows = model.tokens(TEXT), bind(METRIC, model), rows_of(model)
     clean, values = measure(model, ids, score, rows, downstream=downstream, batch_size=batch_size)
-    logits = [model(TEXT, row, downstream=downstream)[:, -1:] for row in [[], *rows]]
-    alone = torch.cat([score(one) for one in logits])
+    alone = one_by_one(downstream)
     assert clean == pytest.approx(alone[0].item(), abs=1e-5)
     torch.testing.assert_close(values, alone[1:], rtol=0, atol=3e-5)
     assert (values - clean).abs().max() > 0.1  # not about nothing

@@ -35,8 +35,9 @@ from experiments.planted.truth import path
 from experiments.tasks import TASKS
 from graphs import AttributionGraph
 from graphs.graph import restrict
-from tests.experiments.test_ablation import METRIC, PROMPT, plain_hooks
+from tests.experiments.test_ablation import METRIC, PROMPT
 from tests.experiments.test_edge_knockout import near
+from tests.plain_hooks import plain_hooks
 from tests.random_gemma import chosen_dictionaries
 
 

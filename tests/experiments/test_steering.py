@@ -1,13 +1,12 @@
 """Steering adds decoder rows to the model: a plain hook on the Hugging Face model does the same."""
 
 import json
-from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from transformers import Gemma2ForCausalLM
 
 from attribution import logit_diff, total_effects
 from circuits import Intervention, LatentNode, Site, UserError, load_gemma, splice
@@ -27,20 +26,11 @@ from experiments.steering.vectors import (
     steering_edits,
 )
 from tests.experiments.test_pooled import PROMPTS
+from tests.plain_hooks import plain_hooks
 from tests.random_gemma import chosen_dictionaries, random_dictionaries
 
 NEUTRAL = ["w3 w8 w2 w2", "w10 w4 w4 w17 w25 w6", "w5 w1"]
 NODES = ("attn.1/latent.7", "mlp.0/latent.30", "mlp.0/latent.31", "resid.1/latent.12")
-HOOKS = {
-    "attn": lambda layer: layer.self_attn.o_proj,
-    "mlp": lambda layer: layer.post_feedforward_layernorm,
-    "resid": lambda layer: layer,
-}
-
-
-@pytest.fixture(scope="module")
-def plain(gemma_folder):
-    return Gemma2ForCausalLM.from_pretrained(gemma_folder).eval()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +45,6 @@ def by_hand(plain, ids, vectors, at=slice(1, None)):
         return plain(ids).logits
 
 
-@contextmanager
 def by_hooks(plain, vectors, at):
     """`vectors {Site: [d]}` are added at positions `at` by hooks on Hugging Face's modules.
 
@@ -67,26 +56,7 @@ def by_hooks(plain, vectors, at):
         changed[:, at] += vector(x[:, at]) if callable(vector) else vector
         return changed
 
-    def before(vector):
-        return lambda module, inputs: (add(vector, inputs[0]),)
-
-    def after(vector):
-        def hook(module, inputs, output):
-            if isinstance(output, tuple):
-                return (add(vector, output[0]), *output[1:])
-            return add(vector, output)
-
-        return hook
-
-    with ExitStack() as stack:
-        for site, vector in vectors.items():
-            module = HOOKS[site.kind](plain.model.layers[site.layer])
-            if site.kind == "attn":
-                handle = module.register_forward_pre_hook(before(vector))
-            else:
-                handle = module.register_forward_hook(after(vector))
-            stack.callback(handle.remove)
-        yield
+    return plain_hooks(plain, {site: partial(add, vector) for site, vector in vectors.items()})
 
 
 def vectors_of(model, amounts):

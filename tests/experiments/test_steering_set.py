@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from transformers import Gemma2ForCausalLM
 
 from attribution import logit_diff, total_effects
 from circuits import LatentNode, Site, UserError, load_gemma, set_to, splice
@@ -20,11 +19,6 @@ from tests.experiments.test_steering import NEUTRAL, NODES, by_hand, by_hooks, d
 from tests.random_gemma import TEXT, chosen_dictionaries, random_dictionaries
 
 DOSES = (-1.0, 0.0, 0.5, 2.0)
-
-
-@pytest.fixture(scope="module")
-def plain(gemma_folder):
-    return Gemma2ForCausalLM.from_pretrained(gemma_folder).eval()
 
 
 @pytest.fixture(scope="module")
