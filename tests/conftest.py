@@ -1,6 +1,5 @@
 """The models that tests share: random ones with random dictionaries, and the bundled one."""
 
-import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network must fail
@@ -19,11 +18,6 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # they sha
     n_threads = max(1, (os.cpu_count() or 1) // workers)
     torch.set_num_threads(n_threads)
     os.environ["OMP_NUM_THREADS"] = str(n_threads)  # of the processes that tests start
-
-
-def pytest_collection_finish() -> None:
-    """What is imported by now stays: the garbage collector need not look at it again and again."""
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")
