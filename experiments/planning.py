@@ -21,7 +21,7 @@ from circuits.catalogue import DEFAULT_WIDTH, DictionaryFile, catalogue, choose_
 from circuits.loading.gemma_scope import no_scope
 from circuits.loading.hub import Revision, check_revision, revision_of
 from circuits.loading.mapped import copy_path
-from circuits.loading.models import HUB_MODELS, default_device
+from circuits.loading.models import HUB_MODELS, default_device, short_name
 from circuits.loading.shapes import Shape, shapes
 from circuits.loading.store import passing_bytes
 from circuits.memory import SHARE, free_bytes, show_bytes
@@ -238,7 +238,8 @@ def plan(
     """
     from huggingface_hub import constants
 
-    scope = dictionaries or model
+    model = short_name(model)
+    scope = short_name(dictionaries or model)
     check_planned(model, scope)
     known = catalogue()[scope]
     check_revision(revision, [HUB_MODELS[model], *(file.source for file in known)], model)

@@ -32,8 +32,14 @@ def bundled_models() -> list[str]:
 
 
 def short_name(name: str | Path) -> str:
-    """`gemma-2-2b` for `google/gemma-2-2b`, unless that is a folder here."""
+    """`gemma-2-2b` for `google/gemma-2-2b`, unless that is a folder here.
+
+    Raises:
+        UserError: an empty name.
+    """
     name = str(name)
+    if not name:
+        raise UserError(f"the name of a model is empty; give a folder or {', '.join(HUB_MODELS)}")
     return name if Path(name).is_dir() else name.removeprefix("google/")
 
 

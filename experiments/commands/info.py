@@ -35,9 +35,12 @@ def info(loading: Loading) -> None:
     """
     from circuits.catalogue import catalogue
     from circuits.errors import UserError
-    from circuits.loading.models import HUB_MODELS, bundled_models
+    from circuits.loading.models import HUB_MODELS, bundled_models, short_name
 
-    model, dictionaries, choice = loading.model, loading.dictionaries, loading.choice()
+    model, dictionaries = (
+        name and short_name(name) for name in (loading.model, loading.dictionaries)
+    )
+    choice = loading.choice()
     if model is None:
         if choice or dictionaries is not None:
             raise UserError("say which model the options are about, for example gemma-2-2b")

@@ -68,6 +68,12 @@ def test_an_empty_cache():
     assert "27.9 GB to 33.2 GB to download, 16.6 GB of memory; " in str(planned)
 
 
+def test_the_hub_s_own_names_are_the_same_models():
+    assert plan(MODEL, dictionaries=MODEL) == plan("gemma-2-2b")
+    with pytest.raises(UserError, match="the name of a model is empty"):
+        plan("")
+
+
 def test_sizes_in_memory():
     planned = plan("gemma-2-2b")
     model = shapes()["gemma-2-2b"]
