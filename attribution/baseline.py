@@ -16,8 +16,8 @@ from torch import Tensor
 from attribution.edges.adjoints import NormMap
 from attribution.edges.local_pass import LayerMaps, layer_maps, watched
 from attribution.edges.node_table import NodeTable
-from circuits import Dictionary, Reference, Site, SplicedModel
-from circuits.active import Active, write_active
+from circuits import Reference, Site, SplicedModel
+from circuits.active import Active, write_each
 from circuits.cross_layer import Carried
 from circuits.freeze import Freeze
 from circuits.outputs import LAST_LOGITS
@@ -41,11 +41,6 @@ def changes_of(table: NodeTable, reference: Reference) -> Tensor:
         off = reference.trace.sites[site].at(pos, latent).float()
         changes[here.latents_at.start : here.latents_at.stop] -= off.cpu()
     return changes
-
-
-def decoded(dictionary: Dictionary, latents: Active, n_pos: int) -> list[Tensor]:
-    """What latents write at their own layer and at each later one, `[n_pos, d_out]`, float32."""
-    return [write_active(matrix, latents, n_pos)[0] for matrix in dictionary.decoders]
 
 
 def active_in(there: SiteTrace) -> Active:
@@ -98,7 +93,7 @@ def _leaves(model: SplicedModel, reference: Reference, reads: Tensor) -> dict[Si
     carried, leaves = Carried(), {}
     for site in model.sites:
         dictionary, there = model.dictionaries[site], reference.trace.sites[site]
-        own, *later = decoded(dictionary, active_in(there), len(there.error))
+        own, *later = write_each(dictionary.decoders, active_in(there), len(there.error))
         written = carried.up(site, own, later)
         leaves[site] = written + dictionary.b_dec.float() * reads + there.error.float()
     return leaves

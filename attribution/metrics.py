@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attribution.many.prompt_store import digest
+from attribution.digest import digest
 from circuits import Logits, Output, Prompt, SplicedModel, UserError
 from circuits.outputs import ALL_LOGITS, LAST_LOGITS, position
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attribution.many.prompt_store import digest
+from attribution.digest import digest
 from attribution.metrics import Metric, Score, Targets, at_pos, logits_at
 from circuits import HookPoint, LatentNode, Logits, Prompt, SiteInput, SplicedModel, UserError
 from circuits.interventions import check_latent

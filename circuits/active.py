@@ -5,7 +5,7 @@ What latents write is summed in float32 (or wider) whatever the dtype of the mat
 pre-activations are rounded as `encode` rounds them, to the dtype of the matrices.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,9 +113,9 @@ def reconstruct(dictionary: Dictionary, x: Tensor, reads: Tensor, active: Active
     return written + torch.where(reads[:, None], constant(dictionary, x), 0)
 
 
-def write_later(dictionary: Dictionary, active: Active, n_pos: int) -> list[Tensor]:
-    """What latents write to each of the next layers, `[n_pos, d_out]`; of most dictionaries: []."""
-    return [write_active(matrix, active, n_pos)[0] for matrix in dictionary.decoders[1:]]
+def write_each(matrices: Sequence[Tensor], active: Active, n_pos: int) -> list[Tensor]:
+    """What latents write by each of some decoders, `[n_pos, d_out]`; float32 or wider."""
+    return [write_active(matrix, active, n_pos)[0] for matrix in matrices]
 
 
 def constant(dictionary: Dictionary, x: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ class Reconstruction(torch.autograd.Function):
         ctx.save_for_backward(active.pos, active.latent, flat_reads)
         ctx.dictionaries, ctx.site, ctx.dtype = dictionaries, site, x.dtype
         written = reconstruct(dictionary, flat, flat_reads, active)
-        written = torch.stack([written, *write_later(dictionary, active, len(flat))])
+        written = torch.stack([written, *write_each(dictionary.decoders[1:], active, len(flat))])
         return written.unflatten(1, x.shape[:2])
 
     @staticmethod

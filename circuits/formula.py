@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor
 
-from circuits.active import Active, find_active, reconstruct, write_active, write_later
+from circuits.active import Active, find_active, reconstruct, write_active, write_each
 from circuits.cross_layer import Carried
 from circuits.dictionaries import Dictionary
 from circuits.errors import UserError
@@ -117,4 +117,5 @@ def read_active(dictionary: Dictionary, x: Tensor, reads: Tensor) -> tuple[Activ
 def _later(dictionary: Dictionary, active: Active, own: Tensor) -> list[Tensor]:
     """What latents write to each of the next layers, in the shape of `own [batch, pos, d_out]`."""
     n_pos = own.shape[0] * own.shape[1]
-    return [written.view_as(own) for written in write_later(dictionary, active, n_pos)]
+    later = write_each(dictionary.decoders[1:], active, n_pos)
+    return [written.view_as(own) for written in later]

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from attribution.attribute import record
 from attribution.gradients import check_batch_size
 from circuits import Site, SplicedModel, UserError
-from circuits.active import find_active, reconstruct, write_later
+from circuits.active import find_active, reconstruct, write_each
 from circuits.cross_layer import Carried
 from circuits.hooks import SiteHook
 from circuits.outputs import LAST_LOGITS
@@ -120,7 +120,9 @@ def _measure(model: SplicedModel, ids: Tensor, sums: Mapping[Site, _Sums], bar: 
             everywhere = reads.new_ones(len(x))
             active = find_active(dictionary, x, everywhere)
             own = reconstruct(dictionary, x, everywhere, active)
-            error = target - decoded.up(site, own, write_later(dictionary, active, len(x)))
+            error = target - decoded.up(
+                site, own, write_each(dictionary.decoders[1:], active, len(x))
+            )
             sums[site].add(target, error, len(active.pos))
             bar.update()
             return written

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attribution.attribute import record
-from attribution.many.prompt_store import digest
+from attribution.digest import digest
 from circuits import Prompt, SplicedModel
 from circuits.errors import UserError
 from circuits.files import check_writable, write_atomically

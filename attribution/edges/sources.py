@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attribution.baseline import active_in, decoded, unless_zero
+from attribution.baseline import active_in, unless_zero
 from attribution.edges.adjoints import Adjoint, earlier, groups
 from attribution.edges.local_pass import LocalPass
 from attribution.edges.node_table import NodeTable, SiteNodes
 from attribution.edges.paths import Paths
 from circuits import Dictionary, Reference, Site, SplicedModel
-from circuits.active import Active, constant
+from circuits.active import Active, constant, write_each
 from circuits.cross_layer import Carried
 from circuits.trace import SiteTrace
 
@@ -247,10 +247,11 @@ def _explained(
     dictionary: Dictionary, change: Active, there: SiteTrace | None, n_pos: int
 ) -> list[Tensor]:
     """What the nodes bring to each leaf, and all latents of the reference, `[pos, d]` each."""
-    nodes = decoded(dictionary, change, n_pos)
+    nodes = write_each(dictionary.decoders, change, n_pos)
     if there is None:
         return nodes
-    return [a + b for a, b in zip(nodes, decoded(dictionary, active_in(there), n_pos), strict=True)]
+    every = write_each(dictionary.decoders, active_in(there), n_pos)
+    return [a + b for a, b in zip(nodes, every, strict=True)]
 
 
 def _left(

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from attribution.attribute import attribute, edge_rule, record
 from attribution.bootstrap import check_n_bootstrap
+from attribution.digest import digest
 from attribution.effects import GRADIENT_X_ACTIVATION, total_effects
 from attribution.gradients import check_convention
 from attribution.many.choice import choose_edges, choose_latents, each
@@ -38,7 +39,7 @@ from attribution.many.pooling import (
     effect_arrays,
     node_row,
 )
-from attribution.many.prompt_store import PromptStore, digest, fingerprint, open_store, prompt_key
+from attribution.many.prompt_store import PromptStore, fingerprint, open_store, prompt_key
 from attribution.many.statistics import statistics
 from attribution.many.tables import DatasetAttribution
 from attribution.metrics import (

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
+from attribution.digest import digest
 from circuits import Prompt, SplicedModel, UserError
 from circuits.files import write_atomically
 from circuits.formats.array_files import read_json
@@ -90,11 +91,6 @@ def open_store(path: str | Path | None, settings: Mapping[str, Any]) -> Iterator
 def prompt_key(prompt: str | Prompt, metric: str) -> str:
     """A file name made from a prompt and the name of its metric."""
     return digest([asdict(prompt) if isinstance(prompt, Prompt) else prompt, metric])
-
-
-def digest(value: Any) -> str:
-    """32 hexadecimal digits of a JSON-able value."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]
 
 
 def fingerprint(model: SplicedModel) -> str:

@@ -61,7 +61,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         UserError: no such file; truncated, corrupt or not from `torch.save`; anything in it that is
             not a tensor.
     """
-    _check_readable(path)
+    read_start(path)
     try:
         if zipfile.is_zipfile(path):
             _check_sums(path)
@@ -98,15 +98,7 @@ def take(
     Raises:
         UserError: one is missing, not floating or not finite, or `tensors` holds another one.
     """
-    missing = [key for key in keys if key not in tensors]
-    unknown = [key for key in tensors if key not in {*keys, *ignore}]
-    if missing or unknown:
-        wrong = [f"lacks {', '.join(missing)}"] if missing else []
-        wrong += [f"holds an unknown {', '.join(unknown)}"] if unknown else []
-        raise UserError(
-            f"{path} {' and '.join(wrong)}; its arrays are {', '.join(tensors) or 'none'}, "
-            f"those of {what} are {', '.join(keys)}"
-        )
+    check_names(tensors, keys, path, theirs=f"those of {what}", ignore=ignore)
     arrays = {}
     for key in keys:
         stored = tensors[key]
@@ -121,21 +113,23 @@ def take(
 
 
 def _safetensors(path: Path) -> Any:
-    _check_readable(path)
+    read_start(path)
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path) from error
 
 
-def _check_readable(path: Path) -> None:
+def read_start(path: Path, advice: str = "") -> bytes:
+    """The first 64 bytes; refuses a file that cannot be read, with `advice`, or is a pointer."""
     try:
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {error.strerror}{advice}") from error
     if start.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a Git LFS pointer; fetch the file itself with git lfs pull")
+    return start
 
 
 def _check_sums(path: Path) -> None:
@@ -152,3 +146,28 @@ def _damaged(path: Path) -> UserError:
     return UserError(
         f"{path} is truncated or corrupt, or is no {kind} file; delete it and fetch it again"
     )
+
+
+def check_names(
+    present: Collection[str],
+    keys: Collection[str],
+    path: Path,
+    *,
+    theirs: str,
+    ignore: Iterable[str] = (),
+) -> None:
+    """Refuse a file that does not hold the arrays `keys`, or holds others.
+
+    Args:
+        theirs: Whose arrays `keys` are, for the message: `those of a gated dictionary`.
+        ignore: Others that may be there.
+    """
+    missing = [key for key in keys if key not in present]
+    unknown = [key for key in present if key not in {*keys, *ignore}]
+    if missing or unknown:
+        wrong = [f"lacks {', '.join(missing)}"] if missing else []
+        wrong += [f"holds an unknown {', '.join(unknown)}"] if unknown else []
+        raise UserError(
+            f"{path} {' and '.join(wrong)}; its arrays are {', '.join(present) or 'none'}, "
+            f"{theirs} are {', '.join(keys)}"
+        )

@@ -17,6 +17,7 @@ from circuits.catalogue import FOLDER
 from circuits.dictionaries import ARRAYS, Dictionary, check_finite, check_shapes, dtype_of
 from circuits.errors import UserError
 from circuits.files import write_atomically
+from circuits.formats.array_files import check_names, read_start
 
 BLOCK = 2**24
 """Bytes read at a time: no array is held in two dtypes."""
@@ -84,17 +85,9 @@ def save_npz(dictionary: Dictionary, path: str | Path, *, overwrite: bool = Fals
 
 
 def _check_is_zip(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            start = file.read(64)
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}; give the path of a params.npz"
-        ) from error
+    start = read_start(path, "; give the path of a params.npz")
     if start.startswith(b"\x93NUMPY"):
         raise UserError(f"{path} is a bare .npy array; save the five arrays with numpy.savez")
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a Git LFS pointer; fetch the file itself with git lfs pull")
     if start and not start.startswith(b"PK"):
         raise UserError(f"{path} is not an npz file; save the five arrays with numpy.savez")
     if not zipfile.is_zipfile(path):
@@ -127,15 +120,7 @@ def _damaged(path: Path) -> UserError:
 def _check_headers(archive: zipfile.ZipFile, path: Path) -> None:
     """Refuse a file by what its arrays say they are, before any of their data is read."""
     present = [name.removesuffix(".npy") for name in archive.namelist()]
-    missing = [key for key in ARRAYS if key not in present]
-    unknown = [key for key in present if key not in ARRAYS]
-    if missing or unknown:
-        wrong = [f"lacks {', '.join(missing)}"] if missing else []
-        wrong += [f"holds an unknown {', '.join(unknown)}"] if unknown else []
-        raise UserError(
-            f"{path} {' and '.join(wrong)}; its arrays are {', '.join(present) or 'none'}, "
-            f"a JumpReLU dictionary's are {', '.join(ARRAYS)}"
-        )
+    check_names(present, ARRAYS, path, theirs="a JumpReLU dictionary's")
     shapes = {}
     for key in ARRAYS:
         with archive.open(f"{key}.npy") as member:

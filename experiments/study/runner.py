@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from attribution.many.prompt_store import digest
+from attribution.digest import digest
 from circuits import SplicedModel, UserError, load
 from circuits.files import write_atomically
 from circuits.formats.array_files import read_json
