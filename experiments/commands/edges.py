@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from experiments.commands.options import Files, writes
+from experiments.commands.options import Files, seed_option, writes
 from experiments.commands.question import Asked, Question, answerable, asks, reference_named
 
 if TYPE_CHECKING:
@@ -32,10 +32,7 @@ if TYPE_CHECKING:
     "--downstream", type=click.Choice(["recompute", "freeze", "drop"]), default="recompute",
     show_default=True, help="What errors do when the target alone is changed.",
 )  # fmt: skip
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
-    help="Of the random edges.",
-)  # fmt: skip
+@seed_option("Of the random edges.")
 @writes
 @asks
 def edges(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from experiments.commands.options import Files, errors_option, writes
+from experiments.commands.options import Files, errors_option, seed_option, writes
 from experiments.commands.question import Asked, answerable, asks, reference_named
 
 if TYPE_CHECKING:
@@ -35,10 +35,7 @@ if TYPE_CHECKING:
     "--random", "n_random", type=click.IntRange(min=0), default=20, show_default=True, metavar="N",
     help="Random circuits of each size to compare with.",
 )  # fmt: skip
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
-    help="Of the random circuits.",
-)  # fmt: skip
+@seed_option("Of the random circuits.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), metavar="N",
     help="Circuits of one pass; by default 64, or as many as fit into 256 MB.",

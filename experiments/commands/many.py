@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from experiments.commands.options import LOADING, MODEL, OUTPUT, Files, Loading, with_options
+from experiments.commands.options import (
+    LOADING,
+    MODEL,
+    OUTPUT,
+    Files,
+    Loading,
+    seed_option,
+    with_options,
+)
 
 if TYPE_CHECKING:
     from circuits import Prompt, SplicedModel
@@ -42,10 +50,7 @@ _OPTIONS = (
         "--downstream", type=click.Choice(["recompute", "freeze"]), default="recompute",
         show_default=True, help="Errors downstream follow the change or keep their clean values.",
     ),
-    click.option(
-        "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
-        help="Of everything random.",
-    ),
+    seed_option("Of everything random."),
     MODEL,
     *LOADING,
     *OUTPUT,

@@ -65,6 +65,13 @@ errors_option = click.option(
 )  # fmt: skip
 
 
+def seed_option(help: str) -> Callable[..., Any]:
+    """`--seed`; `help` says of what it is."""
+    return click.option(
+        "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help=help
+    )
+
+
 @dataclass(frozen=True)
 class Loading:
     """Which model with which dictionaries, as the options came; `None` where one was not given."""
