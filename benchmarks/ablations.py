@@ -121,8 +121,8 @@ def random() -> tuple[SplicedModel, torch.Tensor, Any, Reference]:
     """A larger random model, its latents zeroed."""
     with tempfile.TemporaryDirectory() as folder:
         model = build(RANDOM, Path(folder))
-    text = " ".join(f"w{5 + 7 * i}" for i in range(RANDOM.tokens - 1))
-    score = bind(logit_diff("w3", "w4"), model)
+    text = " ".join(f"w{9 + 7 * i}" for i in range(RANDOM.tokens - 1))
+    score = bind(logit_diff("w7", "w8"), model)
     return model, model.tokens(text), score, zero_reference(model, text)
 
 
