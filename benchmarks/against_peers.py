@@ -1,5 +1,6 @@
 """Time and memory of a graph with transcoders and of its pruning, beside circuit-tracer 0.5.0.
 
+\b
 python benchmarks/against_peers.py              # all cases, some 25 minutes on two idle cores
 python benchmarks/against_peers.py --quick      # the smallest
 python benchmarks/against_peers.py --only d256-10k-24 --only d2304-1k-24

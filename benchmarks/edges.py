@@ -1,5 +1,6 @@
 """All edges of many latents, and of long prompts, beside the bare model's forward and backward.
 
+\b
 python benchmarks/edges.py                    # every case, some minutes
 python benchmarks/edges.py --only 24k         # 24,000 latents at 12 sites
 python benchmarks/edges.py --only 1024 --only 2300

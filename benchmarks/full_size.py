@@ -4,6 +4,7 @@ Weights are random (bfloat16), dictionaries 16k wide with thresholds set so that
 active at a token, all on disk in the true layout. They are made once, below --folder, and kept;
 a build that was interrupted continues where it was.
 
+\b
     python benchmarks/full_size.py build     # the 2B model takes 5 GB, its 78 dictionaries 23 GB
     python benchmarks/full_size.py measure   # makes 11 GB of mapped copies on its first run
 
