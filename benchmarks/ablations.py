@@ -1,10 +1,12 @@
 """What a thousand ablations cost, beside a plain loop of hooked passes and the bare model.
 
+\b
     python benchmarks/ablations.py [--latents 1000] [--model tiny] [--model random]
 
 Zeroing (random model: d_model 512, 8 layers, 32 tokens) or patching (bundled model) single latents,
 downstream recompute, alternating in one run:
 
+\b
 - *loop*: one pass for each latent, with a plain hook on the Hugging Face model (a sample of them);
 - *measure*: `experiments.measure`, batches along the batch dimension;
 - *bare*: the Hugging Face model's own passes of as many rows, in batches of `ROWS`.
@@ -121,8 +123,8 @@ def random() -> tuple[SplicedModel, torch.Tensor, Any, Reference]:
     """A larger random model, its latents zeroed."""
     with tempfile.TemporaryDirectory() as folder:
         model = build(RANDOM, Path(folder))
-    text = " ".join(f"w{5 + 7 * i}" for i in range(RANDOM.tokens - 1))
-    score = bind(logit_diff("w3", "w4"), model)
+    text = " ".join(f"w{9 + 7 * i}" for i in range(RANDOM.tokens - 1))
+    score = bind(logit_diff("w7", "w8"), model)
     return model, model.tokens(text), score, zero_reference(model, text)
 
 

@@ -5,9 +5,11 @@
 Three choices against everything in float32: dictionaries alone in bfloat16 (their vectors stay
 float32), the model alone, and both (what `load` does for a model stored in bfloat16).
 
+\b
 - *latents*: share of latents active in one and not in the other, of those active in either
 - *r*, *error*: Pearson's r and the relative distance |a - b| / |b| of the effects of all latents
 - *edges*: the same distance for the edges of a graph of 200 latents (of those in both graphs)
+- *metric*: the same distance for the metric
 """
 
 from __future__ import annotations

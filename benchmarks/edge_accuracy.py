@@ -1,11 +1,12 @@
 """Which edges foretell what knocking them out does, on the bundled model's tasks.
 
+\b
     python benchmarks/edge_accuracy.py [--prompts 3] [--tasks ioi,greater_than]
 
 Graphs of every active latent, by four rules; of each prompt the strongest edges and as many random
 ones are knocked out, attention and norms live. Tables: by rule; by what sources are, live; by the
 stretch between source and target, live; by task, live. `r`, `slope`, `sign` and `missed` are of
-pre-activations, `metric r` of the metric: see `EdgeKnockouts.agreement`.
+pre-activations, `metric_r` of the metric: see `EdgeKnockouts.agreement`.
 """
 
 from __future__ import annotations

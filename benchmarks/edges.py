@@ -1,5 +1,6 @@
 """All edges of many latents, and of long prompts, beside the bare model's forward and backward.
 
+\b
 python benchmarks/edges.py                    # every case, some minutes
 python benchmarks/edges.py --only 24k         # 24,000 latents at 12 sites
 python benchmarks/edges.py --only 1024 --only 2300
@@ -28,6 +29,7 @@ import click
 import psutil
 import torch
 from bare import bare
+from random_gemma import Shape, save_random_gemma
 
 from attribution import attribute, logit_diff
 from attribution.edges.direct import direct_effects
@@ -40,19 +42,13 @@ from circuits.active import Active
 from circuits.freeze import Freeze
 
 VOCAB = 512
-METRIC = logit_diff("w3", "w4")
+METRIC = logit_diff("w7", "w8")
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Shape):
     """A model, a prompt and how many latents become nodes (`None`: all)."""
 
-    n_layers: int
-    d_model: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    d_mlp: int
     d_sae: int
     tokens: int
     on: float
@@ -102,7 +98,7 @@ def measure(case: Case, repeats: int) -> dict[str, float]:
     """Medians of seconds, and the peak of memory."""
     with tempfile.TemporaryDirectory() as folder:
         model = build(case, Path(folder))
-    text = " ".join(f"w{i}" for i in torch.randint(5, VOCAB - 4, (case.tokens - 1,)).tolist())
+    text = " ".join(f"w{i}" for i in torch.randint(9, VOCAB, (case.tokens - 1,)).tolist())
     ids = model.tokens(text)
     before = psutil.Process().memory_info().rss
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
@@ -146,36 +142,13 @@ def seconds(step: Any) -> float:
 
 def build(case: Case, folder: Path) -> SplicedModel:
     """A random Gemma 2 with random dictionaries, of whose latents a share is on."""
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=VOCAB,
-        hidden_size=case.d_model,
-        intermediate_size=case.d_mlp,
-        num_hidden_layers=case.n_layers,
-        num_attention_heads=case.n_heads,
-        num_key_value_heads=case.n_kv_heads,
-        head_dim=case.head_dim,
-        query_pre_attn_scalar=case.head_dim,
-        sliding_window=16,
-        max_position_embeddings=max(64, case.tokens),
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
-    )
-    huggingface = Gemma2ForCausalLM(config)
-    for weight in huggingface.parameters():
-        scale = 0.1 if weight.ndim == 1 else 1.5 * weight.shape[-1] ** -0.5
-        weight.data.normal_(0, scale)
-    huggingface.save_pretrained(folder)
-    save_words(folder)
+    save_random_gemma(folder, case, VOCAB, n_ctx=max(64, case.tokens))
     bridge = load_gemma(str(folder), device="cpu")
     widths = {"attn": case.n_heads * case.head_dim}
     sites = [Site(layer, kind) for layer in range(case.n_layers) for kind in case.kinds]
     blank = {site: dictionary(widths.get(site.kind, case.d_model), case.d_sae) for site in sites}
     model = splice(bridge, blank)
-    sample = model.tokens(" ".join(f"w{i}" for i in range(5, 5 + min(case.tokens, 200) - 1)))
+    sample = model.tokens(" ".join(f"w{i}" for i in range(9, 8 + min(case.tokens, 200))))
     inputs = model.activations(sample)[1]
     tuned = {}
     for site, d in blank.items():
@@ -190,20 +163,6 @@ def dictionary(width: int, d_sae: int) -> Dictionary:
     return Dictionary(
         encoder, torch.zeros(d_sae), torch.zeros(d_sae), encoder.T * 0.1, torch.randn(width) * 0.1
     )
-
-
-def save_words(folder: Path) -> None:
-    """A tokenizer whose words are w0, w1, ..."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"w{i}" for i in range(VOCAB - 4))]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk")}
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, padding_side="right", **special
-    ).save_pretrained(folder)
 
 
 if __name__ == "__main__":

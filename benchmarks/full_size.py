@@ -4,6 +4,7 @@ Weights are random (bfloat16), dictionaries 16k wide with thresholds set so that
 active at a token, all on disk in the true layout. They are made once, below --folder, and kept;
 a build that was interrupted continues where it was.
 
+\b
     python benchmarks/full_size.py build     # the 2B model takes 5 GB, its 78 dictionaries 23 GB
     python benchmarks/full_size.py measure   # makes 11 GB of mapped copies on its first run
 
@@ -25,6 +26,7 @@ from typing import Any
 import click
 import torch
 from bare import bare
+from random_gemma import draw_and_save, gemma_config, prompt_ids
 from tqdm import tqdm
 
 from circuits.sites import KINDS, Site
@@ -53,21 +55,15 @@ def build(size: str, folder: Path) -> None:
 
 
 def build_model(size: str, folder: Path) -> None:
-    """A Hugging Face folder of the true shape; the tokenizer's words are w4, w5, ..."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedTokenizerFast
+    """A Hugging Face folder of the true shape."""
+    from transformers import AutoModelForCausalLM
 
     from circuits.loading.shapes import shapes
 
     shape = shapes()[size]
-    config = Gemma2Config(
+    config = gemma_config(
+        shape,
         vocab_size=shape.vocab,
-        hidden_size=shape.d_model,
-        intermediate_size=shape.d_mlp,
-        num_hidden_layers=shape.n_layers,
-        num_attention_heads=shape.n_heads,
-        num_key_value_heads=shape.n_kv_heads,
-        head_dim=shape.head_dim,
         sliding_window=shape.sliding_window,
         attn_logit_softcapping=shape.attn_softcap,
         final_logit_softcapping=shape.final_softcap,
@@ -79,19 +75,7 @@ def build_model(size: str, folder: Path) -> None:
     model.to_empty(device="cpu")
     model.tie_weights()
     model.model.rotary_emb.__init__(config)  # its buffers are computed, not drawn
-    for weight in tqdm(list(model.parameters()), "weights"):
-        if weight.ndim > 1:
-            weight.data.normal_(0, 1.5 * weight.shape[-1] ** -0.5)  # keeps attention from flat
-        else:
-            weight.data.normal_(0, 0.1)
-    model.save_pretrained(folder)
-    words = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"w{i}" for i in range(4, shape.vocab))]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk")}
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, padding_side="right", **special
-    ).save_pretrained(folder)
+    draw_and_save(model, folder)
 
 
 def build_dictionaries(model_folder: Path, folder: Path) -> None:
@@ -124,7 +108,7 @@ def build_dictionaries(model_folder: Path, folder: Path) -> None:
 
 def capture(bridge: Any) -> dict[Site, torch.Tensor]:
     """What every site has on a few random prompts, `[tokens, d]`, float32, without BOS."""
-    ids = torch.tensor([prompt_ids(bridge.cfg.d_vocab, seed=seed) for seed in range(1, 9)])
+    prompts = [prompt_ids(bridge.cfg.d_vocab, N_TOKENS, seed) for seed in range(1, 9)]
     kept: dict[Site, torch.Tensor] = {}
     from circuits.families import family_of
 
@@ -139,13 +123,8 @@ def capture(bridge: Any) -> dict[Site, torch.Tensor]:
 
     hooks = [(family.hook_point(site), keep(site)) for site in sites]
     with torch.no_grad(), bridge.hooks(fwd_hooks=hooks):
-        bridge(ids)
+        bridge(torch.tensor(prompts))
     return kept
-
-
-def prompt_ids(d_vocab: int, n_tokens: int = N_TOKENS, seed: int = 0) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    return [2, *torch.randint(4, d_vocab, (n_tokens - 1,), generator=generator).tolist()]
 
 
 @main.command()
@@ -182,7 +161,7 @@ def measure(
     click.echo(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     click.echo(f"load {loaded - imported:.1f} s")
     show_memory("after loading", device)
-    text = " ".join(f"w{i}" for i in prompt_ids(model.d_vocab, tokens)[1:])
+    text = " ".join(f"w{i}" for i in prompt_ids(model.d_vocab, tokens, seed=0)[1:])
     steps = steps_of(model, text, latents)
     needed, some = ablation_steps(model, text, ablations)
     steps |= some

@@ -20,7 +20,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 
@@ -35,8 +35,7 @@ from attribution.metrics import bind
 from circuits import (
     LatentNode,
     Prompt,
-    Site,
-    SiteInput,
+    Reference,
     SplicedModel,
     TokenNode,
     UserError,
@@ -48,6 +47,7 @@ from circuits.files import check_writable, write_atomically
 from circuits.freeze import LIVE, Freeze
 from circuits.gated import RULES
 from experiments.ablation import ablate_each, pearson
+from experiments.edges.held import Held, Source, shifts, value_in
 from experiments.tasks import TASKS
 
 SITES = {
@@ -197,8 +197,11 @@ def collect(
     targets = [node for node in nodes if isinstance(node, LatentNode)]
     rows = [*target_at, len(nodes) - 1]
     edges = np.stack([a.edges[rows][:, source_at].toarray() for a in found], -1)
-    removals = Removals.of(model, prompt, metric, sources, targets)
-    measured, tenth = removals.lost(1.0), removals.lost(0.1) * 10
+    held = Held.of(model, model.tokens(prompt))
+    clean = Reference("clean", model.trace(prompt))
+    values = [value_in(clean, node) for node in sources]
+    measured = losses(held, metric, sources, values, targets)
+    tenth = losses(held, metric, sources, [value / 10 for value in values], targets) * 10
     starts = np.array([kind_of(node) for node in sources])
     ends = np.array([*map(kind_of, targets), "metric"])
     pairs = [
@@ -206,11 +209,11 @@ def collect(
         for t, s, strong in choose(edges, starts, ends, np.random.default_rng(seed))
     ]
     every = np.stack([np.asarray(a.edges[target_at].sum(axis=1)) for a in found], -1)
-    biases = [model.dictionaries[node.site].b_enc[node.latent].item() for node in targets]
-    sums = [
-        Sum(kind_of(node), pre - bias, row - bias)
-        for node, pre, row, bias in zip(targets, removals.clean[:-1], every, biases, strict=True)
-    ]
+    sums = []
+    for node, row in zip(targets, every, strict=True):
+        dictionary = model.dictionaries[node.site]
+        pre = held.reads[node.site][0, node.pos] @ dictionary.W_enc[:, node.latent]
+        sums.append(Sum(node.site.kind, pre.item(), row - dictionary.b_enc[node.latent].item()))
     return pairs, sums
 
 
@@ -260,88 +263,21 @@ def choose(
                 yield from ((int(t[i]), int(s[i]), strong) for i in which)
 
 
-@dataclass(frozen=True, eq=False)
-class Removals:
-    """Passes in which one source alone is taken from what its site writes, all other sites held.
+def losses(
+    held: Held,
+    metric: Metric,
+    sources: Sequence[Source],
+    values: Sequence[Tensor],
+    targets: Sequence[LatentNode],
+) -> np.ndarray:
+    """What each target, and last the metric, loses when a source alone loses a value.
 
-    Attributes:
-        model: The spliced model.
-        metric: The last of the targets.
-        ids: `[1, pos]`.
-        sources: Latents and tokens.
-        targets: Latents.
-        written: What each site writes on the clean pass, `[1, pos, d]`; under `None` the embedding.
-        vectors: What each source adds there, `[d]`.
-        clean: The targets on a pass with everything held, `[n_targets + 1]`.
+    `[n_targets + 1, n_sources]`.
     """
-
-    model: SplicedModel
-    metric: Metric
-    ids: Tensor
-    sources: list[LatentNode | TokenNode]
-    targets: list[LatentNode]
-    written: dict[Site | None, Tensor]
-    vectors: list[Tensor]
-    clean: np.ndarray
-
-    @classmethod
-    def of(
-        cls,
-        model: SplicedModel,
-        prompt: Prompt,
-        metric: Metric,
-        sources: list[LatentNode | TokenNode],
-        targets: list[LatentNode],
-    ) -> Removals:
-        """From a clean pass."""
-        ids = model.tokens(prompt)
-        embedding, inputs, outputs = model.activations(ids)
-
-        def vector(node: LatentNode | TokenNode) -> Tensor:
-            if isinstance(node, TokenNode):
-                return embedding[0, node.pos]
-            dictionary = model.dictionaries[node.site]
-            acts = dictionary.encode(inputs[node.site][0, node.pos])
-            return acts[node.latent] * dictionary.W_dec[node.latent]
-
-        written: dict[Site | None, Tensor] = {None: embedding, **outputs}
-        vectors = [vector(node) for node in sources]
-        held = cls(model, metric, ids, sources, targets, written, vectors, np.empty(0))
-        return replace(held, clean=held._read([None], 0.0)[0])
-
-    def lost(self, share: float) -> np.ndarray:
-        """What each target loses when `share` of a source goes, `[n_targets + 1, n_sources]`."""
-        count = len(self.sources)
-        batches = [
-            self._read(range(i, min(i + BATCH, count)), share) for i in range(0, count, BATCH)
-        ]
-        return (self.clean - np.concatenate(batches)).T
-
-    @torch.no_grad()
-    def _read(self, removed: Sequence[int | None], share: float) -> np.ndarray:
-        """The targets, a row for each source in `removed`; for `None` nothing is taken."""
-
-        def held(site: Site | None) -> Callable[[Tensor, Tensor], Tensor]:
-            value = self.written[site].repeat(len(removed), 1, 1)
-            for row, i in enumerate(removed):
-                if i is not None and getattr(self.sources[i], "site", None) == site:
-                    value[row, self.sources[i].pos] -= share * self.vectors[i]
-            return lambda read, written: value
-
-        sites, score = self.model.sites, bind(self.metric, self.model)
-        reads, scored = self.model.forward(
-            self.ids.expand(len(removed), -1),
-            {site: held(site) for site in sites},
-            embedding=held(None),
-            output=(tuple(SiteInput(site) for site in sites), score.output),
-        )
-        by_site = dict(zip(sites, reads, strict=True))
-        columns = []
-        for node in self.targets:
-            dictionary = self.model.dictionaries[node.site]
-            reader, bias = dictionary.W_enc[:, node.latent], dictionary.b_enc[node.latent]
-            columns.append(by_site[node.site][:, node.pos] @ reader + bias)
-        return torch.stack([*columns, score(scored)], 1).double().numpy()
+    score = bind(metric, held.model)
+    rows = [shifts(held.model, s, -value) for s, value in zip(sources, values, strict=True)]
+    lost = [held.losses(rows[i : i + BATCH], targets, score) for i in range(0, len(rows), BATCH)]
+    return torch.cat(lost).T.double().numpy()
 
 
 def collect_totals(tasks: Sequence[str], n: int) -> Iterator[Total]:

@@ -5,6 +5,7 @@
 The model and its decoys are in `experiments/planted/model.py`; what is on the circuit is known by
 construction (`experiments/planted/truth.py`). Means over prompts of
 
+\b
 - *AUROC*: probability that something on the circuit ranks above something off it (a tie is 1/2)
 - *AP*: average precision
 - *P@K*: precision among the first K, K being the circuit's size

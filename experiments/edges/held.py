@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attribution.metrics import Score
 from circuits import (
     ErrorNode,
     LatentNode,
@@ -127,6 +128,32 @@ class Held:
 
         out = self.model.forward(ids, hooks, embedding=embedding, output=output)
         return seen, out
+
+    @torch.no_grad()
+    def losses(
+        self, rows: Sequence[Sequence[Shift]], targets: Sequence[LatentNode], score: Score
+    ) -> Tensor:
+        """What the pre-activation of each target, and last the metric, loses in each of `rows`.
+
+        `[n_rows, n_targets + 1]`, float32 or wider; a pass as `run` makes it.
+        """
+        into: defaultdict[Site, list[int]] = defaultdict(list)
+        for i, target in enumerate(targets):
+            into[target.site].append(i)
+        places = {
+            site: [(row, targets[i].pos) for row in range(len(rows)) for i in at]
+            for site, at in into.items()
+        }
+        seen, out = self.run(rows, places, score.output)
+        values = score(out)
+        lost = values.new_empty(len(rows), len(targets) + 1)
+        lost[:, -1] = values[-1] - values[:-1]
+        for site, at in into.items():
+            W_enc = self.model.dictionaries[site].W_enc[:, [targets[i].latent for i in at]]
+            wide = torch.promote_types(W_enc.dtype, torch.float32)
+            change = seen[site].clean_read.to(wide) - seen[site].read.to(wide)
+            lost[:, at] = (change.unflatten(0, (len(rows), -1)) * W_enc.to(wide).T).sum(-1).to(lost)
+        return lost
 
     def _hold(
         self,

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from attribution import attribute
 from attribution.metrics import bind
-from circuits import LatentNode, LogitNode, Prompt, Site
+from circuits import LatentNode, LogitNode, Prompt
 from experiments.ablation import ablate_each
+from experiments.edges.held import Held, shifts
 from experiments.planted.case import Case
 from experiments.planted.truth import METRIC
 
@@ -67,45 +68,20 @@ def knock_outs(case: Case) -> Tensor:
     return losses(case) * torch.tensor([weights[target] for _, target in case.edges])
 
 
-@torch.no_grad()
 def losses(case: Case) -> Tensor:
     """What each edge's target loses when the source alone is set to its reference value, `[n]`.
 
-    Every site writes what it writes on the clean prompt, but for the source; the target is read
-    from what then arrives: its pre-activation, or the metric. Norms and attention are live. A row
-    of the batch for each source, and a first one in which nothing is changed.
+    Every other site is held at what it writes on the clean prompt; the target is read from what
+    then arrives: its pre-activation, or the metric. Norms and attention are live.
     """
     model, nodes = case.model, case.nodes
-    ids = model.tokens(case.prompt)
-    _, _, clean = model.activations(ids)
-    score = bind(case.metric, model)
-    lost = case.acts - case.baseline
-    pre: dict[Site, Tensor] = {}
-
-    def hook_of(site: Site):
-        dictionary = model.dictionaries[site]
-        rows = [i for i, node in enumerate(nodes) if node.site == site]
-        pos, latents = ([getattr(nodes[i], of) for i in rows] for of in ("pos", "latent"))
-
-        def hook(read: Tensor, written: Tensor) -> Tensor:
-            pre[site] = read @ dictionary.W_enc + dictionary.b_enc  # [row, pos, d_sae]
-            out = clean[site].repeat(len(read), 1, 1)
-            out[[i + 1 for i in rows], pos] -= lost[rows, None] * dictionary.W_dec[latents]
-            return out
-
-        return hook
-
-    hooks = {site: hook_of(site) for site in model.sites}
-    values = score(model.forward(ids.expand(len(nodes) + 1, -1), hooks, output=score.output))
-    row = {node: i + 1 for i, node in enumerate(nodes)}
-
-    def read(target: LatentNode | str) -> Tensor:
-        """`[row]`."""
-        if isinstance(target, LatentNode):
-            return pre[target.site][:, target.pos, target.latent]
-        return values
-
-    return torch.stack([read(t)[0] - read(t)[row[s]] for s, t in case.edges])
+    changes = zip(nodes, case.baseline - case.acts, strict=True)
+    rows = [shifts(model, node, change) for node, change in changes]
+    held = Held.of(model, model.tokens(case.prompt))
+    lost = held.losses(rows, nodes, bind(case.metric, model))
+    place: dict[LatentNode | str, int] = {METRIC: len(nodes)}
+    place |= {node: i for i, node in enumerate(nodes)}
+    return torch.stack([lost[place[source], place[target]] for source, target in case.edges])
 
 
 def graph_edges(case: Case, choice: Mapping[str, str], *, weighted: bool = True) -> Tensor:
