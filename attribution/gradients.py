@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from circuits.active import Reconstruction
 from circuits.cross_layer import Carried
 from circuits.freeze import LIVE, Freeze
 from circuits.hooks import SiteHook
+from circuits.whole_numbers import number_or_none, whole_number
 
 CONVENTIONS = ("recompute", "freeze")
 """Conventions under which gradients are defined; `drop` is for ablation alone."""
@@ -154,10 +154,10 @@ def check_batch_size(batch_size: int | None, *, automatic: bool = True) -> None:
     Raises:
         UserError: it is none.
     """
-    if batch_size is None and automatic:
-        return
-    if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
-        raise UserError(f"batch_size={batch_size!r}; give a whole number, at least one row")
+    if automatic:
+        number_or_none("batch_size", batch_size, "as many rows as a pass may have")
+    else:
+        whole_number("batch_size", batch_size)
 
 
 def check_convention(downstream: str) -> None:

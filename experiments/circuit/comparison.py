@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from attribution import logit_diff
 from circuits import Prompt, SplicedModel, UserError
+from circuits.whole_numbers import checked_seed, whole_number
 from experiments.checks import check_prompts
 from experiments.circuit.faithfulness import faithfulness_curve
 from experiments.circuit.rankings import Ranking
@@ -85,8 +86,7 @@ def circuit_overlap(
     names = tuple(rankings)
     if len(names) < 2:
         raise UserError(f"{len(names)} circuits; an overlap is of two or more")
-    if any(size < 1 for size in sizes):
-        raise UserError(f"sizes={list(sizes)}; give numbers of nodes, at least 1")
+    sizes = [whole_number("sizes", size) for size in sizes]
     rankings = {name: list(dict.fromkeys(ranking)) for name, ranking in rankings.items()}
     rows = []
     for i, name in enumerate(names):
@@ -193,6 +193,7 @@ def cross_task(
     import pandas as pd
 
     kind = checked_kind(kind)
+    n_random, seed = whole_number("n_random", n_random, 0), checked_seed(seed)
     tasks = tuple(rankings)
     if set(tasks) != set(prompts):
         raise UserError(f"rankings of {sorted(tasks)} and prompts of {sorted(prompts)}; give both")

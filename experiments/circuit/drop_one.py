@@ -34,6 +34,7 @@ from scipy.stats import binom
 
 from attribution.gradients import check_batch_size
 from circuits import Reference, SplicedModel, UserError
+from circuits.whole_numbers import checked_seed, number_or_none, whole_number
 from experiments.circuit.drop_one_plot import minimality_figure
 from experiments.circuit.question import AnyMetric, AnyNodes, AnyPrompts, CircuitQuestion, Gains
 from experiments.kinds import AblationKind
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 
 QUANTILE = 0.9
 """Of random nodes' drops: where a node's is surely below it, the circuit does not need it."""
+
+LEAST = ceil(1 / LEVEL)
+"""Random nodes: of fewer no p could be below `LEVEL`."""
 
 NOISE = 1e-5
 """Drops of F below it are float32's and count as none."""
@@ -167,7 +171,9 @@ def minimality(
         UserError: no nodes, nothing outside the circuit to compare with, or what
             `faithfulness_curve` refuses.
     """
-    _check(size, n_inflations)
+    size = number_or_none("size", size, "all nodes")
+    n_inflations = whole_number("n_inflations", n_inflations, LEAST, f", for p to be below {LEVEL}")
+    seed = checked_seed(seed)
     check_batch_size(batch_size)
     question = CircuitQuestion.of(
         model, prompts, metric, nodes,
@@ -272,13 +278,3 @@ def verdicts(losses: Array, inflations: Array) -> DataFrame:
 def _sizes(changes: Array) -> Array:
     """`|changes|`, with what is only noise at 0."""
     return np.where(np.abs(changes) < NOISE, 0.0, np.abs(changes))
-
-
-def _check(size: int | None, n_inflations: int) -> None:
-    if size is not None and size < 1:
-        raise UserError(f"size={size}; a circuit has at least one node")
-    least = ceil(1 / LEVEL)
-    if n_inflations < least:
-        raise UserError(
-            f"n_inflations={n_inflations}; no p could be below {LEVEL}: give {least} or more"
-        )
