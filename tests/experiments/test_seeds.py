@@ -38,6 +38,7 @@ PROMPTS = [PROMPT, Prompt("w2 w5 w9 w2", target="w3", foil="w4", corrupted="w2 w
 METRIC = logit_diff(PROMPT)
 NODES: Any = ["mlp.0/latent.3"]
 ANY: Any = None
+INT64: Any = np.int64
 VALUES = np.arange(1.0, 13).reshape(4, 3)
 
 SEEDED = {
@@ -78,9 +79,9 @@ def test_a_seed_of_numpy_is_one_and_can_be_written(model, tmp_path):
     how: dict[str, Any] = {"doses": [1], "neutral": ["w1 w2"], "n_bootstrap": 100}
     nodes = ["mlp.0/latent.30"]
     ours = steer(model, PROMPTS, nodes, seed=3, n_random=1, **how)
-    theirs = steer(model, PROMPTS, nodes, seed=np.int64(3), n_random=np.int32(1), **how)
+    theirs = steer(model, PROMPTS, nodes, seed=INT64(3), n_random=INT64(1), **how)
     assert ours.frame().equals(theirs.frame())
     path = theirs.save(tmp_path / "a.json")
     assert json.loads(path.read_text())["provenance"]["seed"] == 3
-    study = Study("s", ["ioi"], seeds=[np.int64(1), 2])
+    study = Study("s", ["ioi"], seeds=[INT64(1), 2])
     assert json.dumps(study.seeds) == "[1, 2]"
