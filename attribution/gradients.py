@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -82,13 +82,13 @@ def gradients(
     outputs: dict[Site, Tensor] = {}
     results: dict[Site, Tensor] = {}
     start: list[Tensor] = []
-    decoded = Carried()
+    held = _HeldErrors(model, reads, clean_errors)
 
     def at(site: Site) -> SiteHook:
         def hook(read: Tensor, written: Tensor) -> Tensor:
             inputs[site], outputs[site] = read.detach(), written.detach()
             if downstream == "freeze":
-                result = _hold_error(site, read, written)
+                result = held.result(site, read, written)
             else:
                 result = written.view_as(written)  # apart from what a metric may read right here
             if site in shift:
@@ -99,15 +99,6 @@ def gradients(
             return result
 
         return hook
-
-    def _hold_error(site: Site, read: Tensor, written: Tensor) -> Tensor:
-        own, *later = Reconstruction.apply(read, reads, model.dictionaries, site)
-        reconstruction = decoded.up(site, own, later)
-        if clean_errors is not None:
-            return (reconstruction + clean_errors[site]).to(written.dtype)
-        # the pass's own errors: its values stay what they are, bit for bit
-        change = reconstruction - reconstruction.detach()
-        return written.detach() + change.to(written.dtype)
 
     def embed(x: Tensor, _: Tensor) -> Tensor:
         start.append(x.detach().requires_grad_())
@@ -127,6 +118,32 @@ def gradients(
     zeros = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, grads, strict=True)]
     by_site = dict(zip(results, zeros[1:], strict=True))
     return Gradients(values.detach(), inputs, outputs, by_site, start[0].detach(), zeros[0])
+
+
+@dataclass(frozen=True)
+class _HeldErrors:
+    """What sites give under `freeze`, one after the other up a pass: `decode(encode(x)) + error`.
+
+    Attributes:
+        reads: Where dictionaries read, `[batch, pos]`.
+        errors: Those that are held; None for the pass's own.
+        decoded: What latents of sites below write further up.
+    """
+
+    model: SplicedModel
+    reads: Tensor
+    errors: Mapping[Site, Tensor] | None
+    decoded: Carried = field(default_factory=Carried)
+
+    def result(self, site: Site, read: Tensor, written: Tensor) -> Tensor:
+        """In the place of `written`, from what the site reads."""
+        own, *later = Reconstruction.apply(read, self.reads, self.model.dictionaries, site)
+        reconstruction = self.decoded.up(site, own, later)
+        if self.errors is not None:
+            return (reconstruction + self.errors[site]).to(written.dtype)
+        # the pass's own errors: its values stay what they are, bit for bit
+        change = reconstruction - reconstruction.detach()
+        return written.detach() + change.to(written.dtype)
 
 
 def checked(values: Tensor, batch: int) -> Tensor:

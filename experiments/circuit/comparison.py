@@ -194,24 +194,15 @@ def cross_task(
 
     kind = checked_kind(kind)
     n_random, seed = whole_number("n_random", n_random, 0), checked_seed(seed)
+    metrics = metrics or {}
+    _check_tasks(rankings, prompts, metrics)
     tasks = tuple(rankings)
-    if set(tasks) != set(prompts):
-        raise UserError(f"rankings of {sorted(tasks)} and prompts of {sorted(prompts)}; give both")
-    if strangers := set(metrics or {}) - set(tasks):
-        raise UserError(f"metrics of {sorted(strangers)}; give them for {', '.join(tasks)} alone")
-    for each in prompts.values():
-        check_prompts(each)
-    if any(node.span != ALL for ranking in rankings.values() for node in ranking):
-        raise UserError(
-            "nodes of named or aligned spans mean nothing in another task; rank with "
-            "spans=whole(model, prompts)"
-        )
     rows, records = [], {}
     conventions = {"reference": kind.name, "errors": errors, "downstream": downstream}
     settings = {**conventions, "reference_settings": kind.settings}
     settings |= {"size": size, "n_random": n_random}
     for task in tasks:
-        metric = (metrics or {}).get(task, logit_diff)
+        metric = metrics.get(task, logit_diff)
         records[task] = record_prompts(
             model, prompts[task], metric_of_name(metric), settings, seed=seed
         )
@@ -242,6 +233,28 @@ def cross_task(
         conventions=conventions,
         provenance=records,
     )
+
+
+def _check_tasks(
+    rankings: Mapping[str, Ranking],
+    prompts: Mapping[str, Sequence[Prompt]],
+    metrics: Mapping[str, MetricOf],
+) -> None:
+    """Refuse what is not of the same tasks, or says nothing of another one."""
+    if set(rankings) != set(prompts):
+        raise UserError(
+            f"rankings of {sorted(rankings)} and prompts of {sorted(prompts)}; give both"
+        )
+    if strangers := set(metrics) - set(rankings):
+        own = ", ".join(rankings)
+        raise UserError(f"metrics of {sorted(strangers)}; give them for {own} alone")
+    for each in prompts.values():
+        check_prompts(each)
+    if any(node.span != ALL for ranking in rankings.values() for node in ranking):
+        raise UserError(
+            "nodes of named or aligned spans mean nothing in another task; rank with "
+            "spans=whole(model, prompts)"
+        )
 
 
 def heatmap(

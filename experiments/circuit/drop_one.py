@@ -188,14 +188,8 @@ def minimality(
     circuit[places[there]] = True
     added = draw_others(circuit, groups, n_inflations, seed=seed)
     others, draws = np.unique(added, return_inverse=True)  # each is run once
-
-    dropped = np.tile(circuit, (len(ranked), 1))
-    dropped[there.nonzero()[0], places[there]] = False
-    inflated = np.tile(circuit, (len(others), 1))
-    inflated[np.arange(len(others)), others] = True
-    kept = np.concatenate([[circuit, ~circuit], dropped, inflated])
     how = {"batch_size": batch_size, "memory": memory}
-    gains = Gains.of(question, kept, **how)
+    gains = Gains.of(question, _tried(circuit, places, there, others), **how)
 
     f, last = gains.faithfulness, 2 + len(ranked)
     losses = gains.circuits[0] - gains.circuits[2:last]  # [k, n_prompts]
@@ -243,6 +237,26 @@ def draw_others(circuit: NDArray[np.bool_], groups: Codes, n: int, *, seed: int)
             "compare with; give a smaller circuit"
         )
     return np.array([rng.choice(outside[group]) for group in rng.choice(own, size=n)])
+
+
+def _tried(
+    circuit: NDArray[np.bool_], places: Codes, there: NDArray[np.bool_], others: Codes
+) -> NDArray[np.bool_]:
+    """The circuit, its complement, it without each of its nodes, and it with each of `others`.
+
+    Args:
+        circuit: Which candidates it holds, `[n_candidates]`.
+        places: The candidate that each of its nodes is, `[k]`, where it is `there`, `[k]`.
+        others: Candidates outside it, `[n]`.
+
+    Returns:
+        `[2 + k + n, n_candidates]`.
+    """
+    dropped = np.tile(circuit, (len(places), 1))
+    dropped[there.nonzero()[0], places[there]] = False
+    inflated = np.tile(circuit, (len(others), 1))
+    inflated[np.arange(len(others)), others] = True
+    return np.concatenate([[circuit, ~circuit], dropped, inflated])
 
 
 def verdicts(losses: Array, inflations: Array) -> DataFrame:
