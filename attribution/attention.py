@@ -29,10 +29,11 @@ from attribution.edges.rows import EdgeRows
 from attribution.effects import total_effects
 from attribution.metrics import BoundMetric
 from attribution.targets import attention_score, head_of, queries_and_keys
-from circuits import Node, Prompt, SplicedModel, UserError
+from circuits import Node, Prompt, SplicedModel
 from circuits.freeze import Freeze
 from circuits.gated import POINTS
 from circuits.outputs import position
+from circuits.whole_numbers import number_or_none, whole_number
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -61,10 +62,8 @@ class AttentionPairs:
 
     def strongest(self, top: int = 20) -> pd.DataFrame:
         """The pairs that weigh most: columns `query`, `key` (nodes) and `score`."""
-        if not isinstance(top, int) or top < 1:
-            raise UserError(f"top={top!r}; ask for at least one pair")
         flat = self.pairs.flatten()
-        order = flat.abs().topk(min(top, len(flat))).indices
+        order = flat.abs().topk(min(whole_number("top", top), len(flat))).indices
         rows = [
             (self.queries[i // len(self.keys)], self.keys[i % len(self.keys)], flat[i].item())
             for i in order.tolist()
@@ -105,7 +104,8 @@ def attention_pairs(
             that does not exist.
     """
     metric = attention_score(layer, head, query, key)
-    check_question(model, prompt, max_latents)
+    check_question(model, prompt)
+    max_latents = number_or_none("max_latents", max_latents, "all")
     freeze = Freeze.of(attention="frozen", norms=norms, mlp=mlp, points=points)
     effects = total_effects(model, prompt, metric)
     coordinates = _coordinates(model, layer, head, query, key)

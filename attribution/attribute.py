@@ -41,6 +41,7 @@ from circuits.freeze import LIVE, Freeze
 from circuits.gated import POINTS
 from circuits.memory import parse_bytes
 from circuits.reference import check_reference
+from circuits.whole_numbers import number_or_none
 
 VERSIONS = ("gemma-circuits", "torch", "transformers", "transformer-lens")
 """Distributions whose versions are recorded."""
@@ -142,7 +143,8 @@ def attribute(
     Raises:
         UserError: an option that does not exist, or a metric that gives no gradient.
     """
-    check_question(model, prompt, max_latents)
+    check_question(model, prompt)
+    max_latents = number_or_none("max_latents", max_latents, "all")
     if choose not in ("effect", "influence"):
         raise UserError(f"choose={choose!r}; choose latents by effect or by influence")
     budget = WORKING_MEMORY if memory is None else parse_bytes(memory)
@@ -249,7 +251,8 @@ def forecast(
     Raises:
         UserError: as `attribute`.
     """
-    check_question(model, prompt, max_latents)
+    check_question(model, prompt)
+    max_latents = number_or_none("max_latents", max_latents, "all")
     budget = WORKING_MEMORY if memory is None else parse_bytes(memory)
     freeze = Freeze.of(attention=attention, norms=norms, mlp=mlp, points=points)
     effects = total_effects(model, prompt, metric)
@@ -264,12 +267,10 @@ def edge_rule(mlp: str, points: int) -> str:
     return names.get(mlp, f"integrated gradients of MLPs (n={points})")
 
 
-def check_question(model: object, prompt: object, max_latents: int | None) -> None:
+def check_question(model: object, prompt: object) -> None:
     """Refuse what cannot be explained, before anything is computed."""
     if not isinstance(model, SplicedModel):
         raise UserError(f"got {type(model).__name__} as the model; give what load(name) returns")
-    if max_latents is not None and (not isinstance(max_latents, int) or max_latents < 1):
-        raise UserError(f"max_latents={max_latents!r}; a graph needs at least one latent")
     if not isinstance(prompt, str | Prompt):
         raise UserError(f"attribute explains one prompt, a text; got {type(prompt).__name__}")
 

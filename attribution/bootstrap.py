@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from circuits import UserError
+from circuits.whole_numbers import checked_seed, whole_number
 
 BLOCK = 64
 """Rows, or columns, that are handled at a time."""
@@ -31,13 +32,13 @@ class MeanBootstrap:
     `n_rows` and `seed` alone: columns that are given apart have the same ones.
 
     Raises:
-        UserError: fewer than 100 replicates.
+        UserError: fewer than 100 replicates, or a seed that is none.
     """
 
     def __init__(
         self, n_rows: int, n_columns: int, *, n_bootstrap: int = 1000, seed: int = 0
     ) -> None:
-        check_n_bootstrap(n_bootstrap)
+        n_bootstrap, seed = checked_draws(n_bootstrap, seed)
         self.n_rows = n_rows
         self._draws = draws(n_rows, n_bootstrap=n_bootstrap, seed=seed)
         self._sums = np.zeros((n_bootstrap, n_columns))
@@ -71,7 +72,7 @@ class MeanBootstrap:
 
 def draws(n_rows: int, *, n_bootstrap: int, seed: int) -> Iterator[NDArray[np.int64]]:
     """How often each replicate draws a row, `[n_bootstrap]`, one row after the other."""
-    check_n_bootstrap(n_bootstrap)
+    n_bootstrap, seed = checked_draws(n_bootstrap, seed)
     rng = np.random.default_rng(seed)
     left = np.full(n_bootstrap, n_rows)  # draws that later rows will get
     for n_seen in range(n_rows):
@@ -106,7 +107,11 @@ def percentile_interval(replicates: Array, n_rows: int, level: float = 0.95) -> 
     return low, high
 
 
-def check_n_bootstrap(n_bootstrap: int) -> None:
-    """Refuse what is no whole number, or too few replicates to say where an interval ends."""
-    if not isinstance(n_bootstrap, int) or n_bootstrap < 100:
-        raise UserError(f"n_bootstrap={n_bootstrap!r}; an interval needs at least 100 replicates")
+def checked_draws(n_bootstrap: int, seed: int) -> tuple[int, int]:
+    """Both, if they are whole numbers and the replicates enough to say where an interval ends.
+
+    Raises:
+        UserError: they are not.
+    """
+    n_bootstrap = whole_number("n_bootstrap", n_bootstrap, 100, ", as an interval needs")
+    return n_bootstrap, checked_seed(seed)

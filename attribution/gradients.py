@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from numbers import Integral
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from circuits.active import Reconstruction
 from circuits.cross_layer import Carried
 from circuits.freeze import LIVE, Freeze
 from circuits.hooks import SiteHook
+from circuits.whole_numbers import number_or_none, whole_number
 
 CONVENTIONS = ("recompute", "freeze")
 """Conventions under which gradients are defined; `drop` is for ablation alone."""
@@ -82,13 +82,13 @@ def gradients(
     outputs: dict[Site, Tensor] = {}
     results: dict[Site, Tensor] = {}
     start: list[Tensor] = []
-    decoded = Carried()
+    held = _HeldErrors(model, reads, clean_errors)
 
     def at(site: Site) -> SiteHook:
         def hook(read: Tensor, written: Tensor) -> Tensor:
             inputs[site], outputs[site] = read.detach(), written.detach()
             if downstream == "freeze":
-                result = _hold_error(site, read, written)
+                result = held.result(site, read, written)
             else:
                 result = written.view_as(written)  # apart from what a metric may read right here
             if site in shift:
@@ -99,15 +99,6 @@ def gradients(
             return result
 
         return hook
-
-    def _hold_error(site: Site, read: Tensor, written: Tensor) -> Tensor:
-        own, *later = Reconstruction.apply(read, reads, model.dictionaries, site)
-        reconstruction = decoded.up(site, own, later)
-        if clean_errors is not None:
-            return (reconstruction + clean_errors[site]).to(written.dtype)
-        # the pass's own errors: its values stay what they are, bit for bit
-        change = reconstruction - reconstruction.detach()
-        return written.detach() + change.to(written.dtype)
 
     def embed(x: Tensor, _: Tensor) -> Tensor:
         start.append(x.detach().requires_grad_())
@@ -127,6 +118,32 @@ def gradients(
     zeros = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, grads, strict=True)]
     by_site = dict(zip(results, zeros[1:], strict=True))
     return Gradients(values.detach(), inputs, outputs, by_site, start[0].detach(), zeros[0])
+
+
+@dataclass(frozen=True)
+class _HeldErrors:
+    """What sites give under `freeze`, one after the other up a pass: `decode(encode(x)) + error`.
+
+    Attributes:
+        reads: Where dictionaries read, `[batch, pos]`.
+        errors: Those that are held; None for the pass's own.
+        decoded: What latents of sites below write further up.
+    """
+
+    model: SplicedModel
+    reads: Tensor
+    errors: Mapping[Site, Tensor] | None
+    decoded: Carried = field(default_factory=Carried)
+
+    def result(self, site: Site, read: Tensor, written: Tensor) -> Tensor:
+        """In the place of `written`, from what the site reads."""
+        own, *later = Reconstruction.apply(read, self.reads, self.model.dictionaries, site)
+        reconstruction = self.decoded.up(site, own, later)
+        if self.errors is not None:
+            return (reconstruction + self.errors[site]).to(written.dtype)
+        # the pass's own errors: its values stay what they are, bit for bit
+        change = reconstruction - reconstruction.detach()
+        return written.detach() + change.to(written.dtype)
 
 
 def checked(values: Tensor, batch: int) -> Tensor:
@@ -154,10 +171,10 @@ def check_batch_size(batch_size: int | None, *, automatic: bool = True) -> None:
     Raises:
         UserError: it is none.
     """
-    if batch_size is None and automatic:
-        return
-    if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
-        raise UserError(f"batch_size={batch_size!r}; give a whole number, at least one row")
+    if automatic:
+        number_or_none("batch_size", batch_size, "as many rows as a pass may have")
+    else:
+        whole_number("batch_size", batch_size)
 
 
 def check_convention(downstream: str) -> None:

@@ -39,7 +39,6 @@ from circuits import (
     Site,
     SplicedModel,
     Trace,
-    UserError,
     zero_reference,
 )
 from circuits.active import Active, write_active
@@ -47,6 +46,7 @@ from circuits.cross_layer import Carried
 from circuits.interventions import check_nodes
 from circuits.memory import halving, parse_bytes
 from circuits.reference import check_reference
+from circuits.whole_numbers import whole_number
 
 ROWS = 64
 """Of one pass, if nobody says how many."""
@@ -77,7 +77,7 @@ def integrated_effects(
     Raises:
         UserError: `n` below 1, an unknown convention, or a metric that gives no gradient.
     """
-    _check_points(n)
+    n = whole_number("n", n)
     ids = model.tokens(prompt)
     score = bind(metric, model)
     reference = reference or zero_reference(model, prompt)
@@ -150,7 +150,7 @@ def integrated_each(
     Raises:
         UserError: as `integrated_effects`, or a node at a site that is not spliced.
     """
-    _check_points(n)
+    n = whole_number("n", n)
     check_batch_size(batch_size)
     ids = model.tokens(prompt)
     score = bind(metric, model)
@@ -215,11 +215,6 @@ def _bytes_of_a_row(
     if how["downstream"] == "freeze":
         dense = 3 * 4 * ids.shape[1] * max(model.dictionaries.summary(s).d_sae for s in model.sites)
     return sum(kept.values()) + 2 * sum(tensor.nbytes for tensor in tensors) + dense
-
-
-def _check_points(n: int) -> None:
-    if not isinstance(n, int) or n < 1:
-        raise UserError(f"integrated gradients need at least one point; got n={n!r}")
 
 
 def _midpoints(n: int, like: Tensor) -> Tensor:

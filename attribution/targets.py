@@ -12,6 +12,7 @@ from attribution.metrics import Metric, Score, Targets, at_pos, logits_at
 from circuits import HookPoint, LatentNode, Logits, Prompt, SiteInput, SplicedModel, UserError
 from circuits.interventions import check_latent
 from circuits.outputs import position
+from circuits.whole_numbers import whole_number
 
 TABLES = ("hook_pattern", "hook_attn_scores")
 """Hook points whose tensor is a table of queries by keys: it has no one position."""
@@ -175,12 +176,9 @@ def top_logits(
     Raises:
         UserError: `share` not above 0 and at most 1, `at_most` below 1, or several prompts.
     """
-    fits = isinstance(share, int | float) and 0 < share <= 1
-    if not fits or not isinstance(at_most, int) or at_most < 1:
-        raise UserError(
-            f"share={share!r}, at_most={at_most!r}; choose a share above 0 and at most 1, "
-            "and at least one token"
-        )
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        raise UserError(f"share={share!r}; choose a share above 0 and at most 1")
+    at_most = whole_number("at_most", at_most)
     ids = model.tokens(prompt)
     if len(ids) != 1:
         raise UserError(f"the most likely tokens are of one prompt; got {len(ids)}")

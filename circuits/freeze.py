@@ -14,6 +14,7 @@ from torch import Tensor
 from circuits.errors import UserError
 from circuits.families import Family, family_of
 from circuits.gated import POINTS, RULES, coefficients
+from circuits.whole_numbers import whole_number
 
 ForwardHook = tuple[str, Callable[..., Any]]
 
@@ -53,8 +54,7 @@ class Freeze:
                 raise UserError(f"{name}={word!r}; choose frozen or live")
         if mlp not in RULES:
             raise UserError(f"mlp={mlp!r}; choose {', '.join(RULES)}")
-        if not isinstance(points, int) or points < 1:
-            raise UserError(f"points={points!r}; the rule integrated needs one at least")
+        points = whole_number("points", points)
         return cls(attention == "frozen", norms == "frozen", mlp, points)
 
 

@@ -149,28 +149,6 @@ class SplicedModel:
         }
         return self.forward(ids, hooks, output=output)
 
-    @overload
-    def forward(
-        self,
-        ids: Tensor,
-        hooks: Mapping[Site, SiteHook],
-        *,
-        freeze: Freeze = LIVE,
-        embedding: SiteHook | None = None,
-        watch: Mapping[str, Watch] | None = None,
-        output: Part = ...,
-    ) -> Tensor: ...
-    @overload
-    def forward(
-        self,
-        ids: Tensor,
-        hooks: Mapping[Site, SiteHook],
-        *,
-        freeze: Freeze = LIVE,
-        embedding: SiteHook | None = None,
-        watch: Mapping[str, Watch] | None = None,
-        output: Output,
-    ) -> Any: ...
     def forward(
         self,
         ids: Tensor,

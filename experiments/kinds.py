@@ -21,6 +21,7 @@ from circuits import (
     mean_reference,
     zero_reference,
 )
+from circuits.whole_numbers import checked_seed, whole_number
 from experiments.records import record_of
 
 KINDS_OF_ABLATION = ("patch", "mean", "resample", "zero")
@@ -84,8 +85,7 @@ def resample(donors: Sequence[str | Prompt], *, n: int = 8, seed: int = 0) -> Ab
     A prompt is not its own donor. Where fewer than `n` are as long, all of them are taken.
     """
     _check_set(donors)
-    if n < 1:
-        raise UserError(f"n={n}; resampling needs at least one donor")
+    n, seed = whole_number("n", n), checked_seed(seed)
 
     def references(model: SplicedModel, prompt: str | Prompt) -> tuple[Reference, ...]:
         text = prompt.text if isinstance(prompt, Prompt) else prompt

@@ -12,6 +12,7 @@ from attribution.effects import Effects, total_effects
 from attribution.integrated import integrated_effects
 from circuits import Prompt, SplicedModel, UserError
 from circuits.freeze import Freeze
+from circuits.whole_numbers import checked_seed
 from experiments.kinds import AblationKind
 from experiments.masks import learn_masks
 from experiments.pooled import Estimator, MetricOf, PooledEffects, pooled_effects
@@ -23,7 +24,7 @@ class Question:
     """What nodes are ranked for.
 
     Raises:
-        UserError: no prompts, or spans of other prompts.
+        UserError: no prompts, spans of other prompts, or a seed that is none.
     """
 
     model: SplicedModel
@@ -36,6 +37,7 @@ class Question:
 
     def __post_init__(self) -> None:
         check_spans(self.spans, self.prompts)
+        checked_seed(self.seed)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from circuits.errors import UserError
 from circuits.files import check_writable, write_atomically
 from circuits.nodes import LogitNode, TokenNode
+from circuits.whole_numbers import whole_number
 from graphs.adjacency import check_graph
 from graphs.dot import dot_source
 from graphs.engine import draw
@@ -61,8 +62,7 @@ def render(
 
 def strongest(graph: AttributionGraph, n: int) -> AttributionGraph:
     """The part of `graph` on its tokens, its output and its most influential nodes, `n` in all."""
-    if n < 1:
-        raise UserError(f"max_nodes is {n}; give at least 1")
+    n = whole_number("max_nodes", n)
     nodes = graph.digraph.nodes
     ranked = sorted(
         nodes,

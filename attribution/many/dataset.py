@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from attribution.attribute import attribute, edge_rule, record
-from attribution.bootstrap import check_n_bootstrap
+from attribution.bootstrap import checked_draws
 from attribution.digest import digest
 from attribution.effects import GRADIENT_X_ACTIVATION, total_effects
 from attribution.gradients import check_convention
@@ -55,6 +55,7 @@ from circuits import Prompt, Reference, Site, SplicedModel, UserError
 from circuits.freeze import LIVE, Freeze
 from circuits.gated import POINTS
 from circuits.memory import parse_bytes
+from circuits.whole_numbers import whole_number
 
 MetricOf = Callable[[Any], Metric | Targets | Score]
 """From a prompt to its metric: `logit_diff`, or `task.metric`."""
@@ -110,11 +111,10 @@ def attribute_dataset(
         UserError: an option that does not exist, prompts of several lengths with `aligned`
             positions, a metric without a gradient, or a folder with something else in it.
     """
-    _check_options(positions, max_latents, max_edges, metric, reference, seed)
-    if memory is not None:
-        parse_bytes(memory)  # refuse it now, not at the first edge
-    check_convention(downstream)
-    check_n_bootstrap(n_bootstrap)
+    _check_options(positions, metric, reference, downstream, memory)
+    max_latents = whole_number("max_latents", max_latents)
+    max_edges = whole_number("max_edges", max_edges, 0)
+    n_bootstrap, seed = checked_draws(n_bootstrap, seed)
     freeze = Freeze.of(attention=attention, norms=norms, mlp=mlp, points=points)
     n_pos = _common_length(model, prompts, positions)
     how = {"downstream": downstream, "attention": attention, "norms": norms, "mlp": mlp}
@@ -244,17 +244,14 @@ def _common_length(
 
 
 def _check_options(
-    positions: str, max_latents: int, max_edges: int, metric: Any, reference: Any, seed: int
+    positions: str, metric: Any, reference: Any, downstream: str, memory: str | int | None
 ) -> None:
     """Refuse what cannot be meant, before anything is computed or written."""
+    check_convention(downstream)
+    if memory is not None:
+        parse_bytes(memory)
     if positions not in POSITIONS:
         raise UserError(f"positions={positions!r}; choose {' or '.join(POSITIONS)}")
-    if not isinstance(max_latents, int) or max_latents < 1:
-        raise UserError(f"max_latents={max_latents!r}; give how many, at least one")
-    if not isinstance(max_edges, int) or max_edges < 0:
-        raise UserError(f"max_edges={max_edges!r}; give how many to report, or 0 for none")
-    if not isinstance(seed, int) or seed < 0:
-        raise UserError(f"seed={seed!r}; give a number from 0 on")
     if isinstance(metric, Metric | Targets) or not callable(metric):
         raise UserError(
             f"metric={metric!r}; give a function from a prompt to its metric, such as logit_diff"

@@ -27,6 +27,7 @@ from circuits.loading.hub import (
     list_files,
     revision_of,
 )
+from circuits.loading.models import short_name
 from circuits.loading.sources import gather
 from circuits.loading.store import DictionaryStore
 from circuits.sites import KINDS, Site, check_kinds
@@ -65,7 +66,7 @@ def gemma_scope(
         UserError: Gemma Scope has no such dictionary (the message names those it has), or the hub
             refuses or cannot be reached.
     """
-    model = model.removeprefix("google/")
+    model = short_name(model)
     own = f"google/{model}"  # is not fetched here, but one mapping may serve `load` too
     check_revision(revision, [own, *(file.source for file in known_files(model))], model)
     files = scope_files(model, sites=sites, layers=layers, width=width, l0=l0, revision=revision)

@@ -18,7 +18,6 @@ from circuits import (
     Reference,
     Site,
     SplicedModel,
-    UserError,
 )
 from experiments.changes import AnyNode, by_place, changes_to, values_of
 from experiments.kinds import AblationKind
@@ -106,12 +105,7 @@ def choose(
     """By question the nodes to ablate one by one: the strongest, and as many of the others.
 
     Only nodes that an ablation changes: elsewhere attributed and measured are zero by construction.
-
-    Raises:
-        UserError: a negative number of nodes.
     """
-    if n_nodes < 0 or n_errors < 0:
-        raise UserError(f"n_nodes={n_nodes}, n_errors={n_errors}; give 0 or more of each")
     changed = np.array([bool(row) for row in case.changes([[i] for i in range(len(case.nodes))])])
     is_error = np.array([isinstance(node, ErrorNode) for node in case.nodes])
     size = np.abs(list(case.effects.values())).max(0)

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from attribution import logit_diff
 from attribution.gradients import check_batch_size
 from circuits import Prompt, SplicedModel, UserError
+from circuits.whole_numbers import checked_seed, whole_number
 from experiments.accuracy.pairs import (
     RANDOM,
     SINGLE,
@@ -158,6 +159,8 @@ def attribution_report(
     kind = checked_kind(kind)
     check_prompts(prompts)
     check_batch_size(batch_size)
+    n_nodes, n_errors = whole_number("n_nodes", n_nodes, 0), whole_number("n_errors", n_errors, 0)
+    n_points, seed = whole_number("n_points", n_points), checked_seed(seed)
     if not all(0 < share <= 1 for share in shares):
         raise UserError(f"shares={list(shares)}; give shares of a site above 0, up to 1")
     parts = []

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from attribution import logit_diff
 from circuits import Prompt, SplicedModel, UserError
+from circuits.whole_numbers import checked_seed, whole_number
 from experiments.checks import check_prompts
 from experiments.circuit.faithfulness import faithfulness_curve
 from experiments.circuit.rankings import Ranking
@@ -85,8 +86,7 @@ def circuit_overlap(
     names = tuple(rankings)
     if len(names) < 2:
         raise UserError(f"{len(names)} circuits; an overlap is of two or more")
-    if any(size < 1 for size in sizes):
-        raise UserError(f"sizes={list(sizes)}; give numbers of nodes, at least 1")
+    sizes = [whole_number("sizes", size) for size in sizes]
     rankings = {name: list(dict.fromkeys(ranking)) for name, ranking in rankings.items()}
     rows = []
     for i, name in enumerate(names):
@@ -193,24 +193,16 @@ def cross_task(
     import pandas as pd
 
     kind = checked_kind(kind)
+    n_random, seed = whole_number("n_random", n_random, 0), checked_seed(seed)
+    metrics = metrics or {}
+    _check_tasks(rankings, prompts, metrics)
     tasks = tuple(rankings)
-    if set(tasks) != set(prompts):
-        raise UserError(f"rankings of {sorted(tasks)} and prompts of {sorted(prompts)}; give both")
-    if strangers := set(metrics or {}) - set(tasks):
-        raise UserError(f"metrics of {sorted(strangers)}; give them for {', '.join(tasks)} alone")
-    for each in prompts.values():
-        check_prompts(each)
-    if any(node.span != ALL for ranking in rankings.values() for node in ranking):
-        raise UserError(
-            "nodes of named or aligned spans mean nothing in another task; rank with "
-            "spans=whole(model, prompts)"
-        )
     rows, records = [], {}
     conventions = {"reference": kind.name, "errors": errors, "downstream": downstream}
     settings = {**conventions, "reference_settings": kind.settings}
     settings |= {"size": size, "n_random": n_random}
     for task in tasks:
-        metric = (metrics or {}).get(task, logit_diff)
+        metric = metrics.get(task, logit_diff)
         records[task] = record_prompts(
             model, prompts[task], metric_of_name(metric), settings, seed=seed
         )
@@ -241,6 +233,28 @@ def cross_task(
         conventions=conventions,
         provenance=records,
     )
+
+
+def _check_tasks(
+    rankings: Mapping[str, Ranking],
+    prompts: Mapping[str, Sequence[Prompt]],
+    metrics: Mapping[str, MetricOf],
+) -> None:
+    """Refuse what is not of the same tasks, or says nothing of another one."""
+    if set(rankings) != set(prompts):
+        raise UserError(
+            f"rankings of {sorted(rankings)} and prompts of {sorted(prompts)}; give both"
+        )
+    if strangers := set(metrics) - set(rankings):
+        own = ", ".join(rankings)
+        raise UserError(f"metrics of {sorted(strangers)}; give them for {own} alone")
+    for each in prompts.values():
+        check_prompts(each)
+    if any(node.span != ALL for ranking in rankings.values() for node in ranking):
+        raise UserError(
+            "nodes of named or aligned spans mean nothing in another task; rank with "
+            "spans=whole(model, prompts)"
+        )
 
 
 def heatmap(

@@ -34,6 +34,7 @@ from scipy.stats import binom
 
 from attribution.gradients import check_batch_size
 from circuits import Reference, SplicedModel, UserError
+from circuits.whole_numbers import checked_seed, number_or_none, whole_number
 from experiments.circuit.drop_one_plot import minimality_figure
 from experiments.circuit.question import AnyMetric, AnyNodes, AnyPrompts, CircuitQuestion, Gains
 from experiments.kinds import AblationKind
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 
 QUANTILE = 0.9
 """Of random nodes' drops: where a node's is surely below it, the circuit does not need it."""
+
+LEAST = ceil(1 / LEVEL)
+"""Random nodes: of fewer no p could be below `LEVEL`."""
 
 NOISE = 1e-5
 """Drops of F below it are float32's and count as none."""
@@ -167,7 +171,9 @@ def minimality(
         UserError: no nodes, nothing outside the circuit to compare with, or what
             `faithfulness_curve` refuses.
     """
-    _check(size, n_inflations)
+    size = number_or_none("size", size, "all nodes")
+    n_inflations = whole_number("n_inflations", n_inflations, LEAST, f", for p to be below {LEVEL}")
+    seed = checked_seed(seed)
     check_batch_size(batch_size)
     question = CircuitQuestion.of(
         model, prompts, metric, nodes,
@@ -182,14 +188,8 @@ def minimality(
     circuit[places[there]] = True
     added = draw_others(circuit, groups, n_inflations, seed=seed)
     others, draws = np.unique(added, return_inverse=True)  # each is run once
-
-    dropped = np.tile(circuit, (len(ranked), 1))
-    dropped[there.nonzero()[0], places[there]] = False
-    inflated = np.tile(circuit, (len(others), 1))
-    inflated[np.arange(len(others)), others] = True
-    kept = np.concatenate([[circuit, ~circuit], dropped, inflated])
     how = {"batch_size": batch_size, "memory": memory}
-    gains = Gains.of(question, kept, **how)
+    gains = Gains.of(question, _tried(circuit, places, there, others), **how)
 
     f, last = gains.faithfulness, 2 + len(ranked)
     losses = gains.circuits[0] - gains.circuits[2:last]  # [k, n_prompts]
@@ -239,6 +239,26 @@ def draw_others(circuit: NDArray[np.bool_], groups: Codes, n: int, *, seed: int)
     return np.array([rng.choice(outside[group]) for group in rng.choice(own, size=n)])
 
 
+def _tried(
+    circuit: NDArray[np.bool_], places: Codes, there: NDArray[np.bool_], others: Codes
+) -> NDArray[np.bool_]:
+    """The circuit, its complement, it without each of its nodes, and it with each of `others`.
+
+    Args:
+        circuit: Which candidates it holds, `[n_candidates]`.
+        places: The candidate that each of its nodes is, `[k]`, where it is `there`, `[k]`.
+        others: Candidates outside it, `[n]`.
+
+    Returns:
+        `[2 + k + n, n_candidates]`.
+    """
+    dropped = np.tile(circuit, (len(places), 1))
+    dropped[there.nonzero()[0], places[there]] = False
+    inflated = np.tile(circuit, (len(others), 1))
+    inflated[np.arange(len(others)), others] = True
+    return np.concatenate([[circuit, ~circuit], dropped, inflated])
+
+
 def verdicts(losses: Array, inflations: Array) -> DataFrame:
     """Both tests of each node: `percentile`, `p`, `q`, `p_superfluous`, `verdict`.
 
@@ -272,13 +292,3 @@ def verdicts(losses: Array, inflations: Array) -> DataFrame:
 def _sizes(changes: Array) -> Array:
     """`|changes|`, with what is only noise at 0."""
     return np.where(np.abs(changes) < NOISE, 0.0, np.abs(changes))
-
-
-def _check(size: int | None, n_inflations: int) -> None:
-    if size is not None and size < 1:
-        raise UserError(f"size={size}; a circuit has at least one node")
-    least = ceil(1 / LEVEL)
-    if n_inflations < least:
-        raise UserError(
-            f"n_inflations={n_inflations}; no p could be below {LEVEL}: give {least} or more"
-        )

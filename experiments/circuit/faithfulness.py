@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from attribution.gradients import check_batch_size
 from circuits import Reference, SplicedModel, UserError
+from circuits.whole_numbers import checked_seed, whole_number
 from experiments.circuit.faithfulness_result import CircuitScore, FaithfulnessCurve
 from experiments.circuit.question import AnyMetric, AnyNodes, AnyPrompts, CircuitQuestion, Gains
 from experiments.circuit.random_circuits import matched_circuits
@@ -101,7 +102,8 @@ def faithfulness_curve(
         UserError: nodes of another prompt or model, an unknown convention, no sizes, or the
             metric hardly changes when everything is ablated, so that F means nothing.
     """
-    _check(sizes, n_random)
+    _check(sizes)
+    n_random, seed = whole_number("n_random", n_random, 0), checked_seed(seed)
     check_batch_size(batch_size)
     question = CircuitQuestion.of(
         model, prompts, metric, nodes,
@@ -174,10 +176,8 @@ def _quantiles(values: Array, *, least: int = 2) -> tuple[Array, Array]:
     return low, high
 
 
-def _check(sizes: Sequence[float], n_random: int) -> None:
+def _check(sizes: Sequence[float]) -> None:
     if not len(sizes) or any(size < 0 for size in sizes):
         raise UserError(f"sizes={list(sizes)}; give at least one number of nodes, none below 0")
     if any(isinstance(size, float) and size > 1 for size in sizes):
         raise UserError(f"sizes={list(sizes)}; give whole numbers, or shares of all up to 1.0")
-    if n_random < 0:
-        raise UserError(f"n_random={n_random}; give 0 or more")

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from attribution import logit_diff, total_effects
-from attribution.bootstrap import check_n_bootstrap
+from attribution.bootstrap import checked_draws
 from attribution.gradients import check_batch_size
 from circuits import Prompt, SplicedModel, UserError
+from circuits.whole_numbers import whole_number
 from experiments.checks import check_apart, check_prompts
 from experiments.circuit.pooled_circuit_plot import circuit_figure
 from experiments.kinds import AblationKind
@@ -149,15 +150,14 @@ def dataset_circuit(
         batch_size, memory: Of one pass of ablations; see `experiments.measure`.
 
     Raises:
-        UserError: train and test overlap or are divided into other spans, fewer than k nodes, or
+        UserError: train and test overlap or are divided into other spans, no more than k nodes, or
             what the parts refuse.
     """
     check_prompts(prompts)
     check_apart(prompts, test, "test")
     check_batch_size(batch_size)
-    check_n_bootstrap(n_bootstrap)
-    if k < 1:
-        raise UserError(f"k={k}; a circuit has at least one node")
+    n_bootstrap, seed = checked_draws(n_bootstrap, seed)
+    k = whole_number("k", k)
     kind = traced_once(kind)
     spans = spans or aligned(model, prompts)
     test_spans = spans_of_others(model, test, test_spans, spans, "test_spans")
@@ -202,6 +202,11 @@ def _choose(
     import pandas as pd
 
     columns = _competing(pooled, errors)
+    if k >= len(columns):
+        raise UserError(
+            f"k={k} (--size) of {len(columns)} nodes that compete; give less, so that there are "
+            "others to choose them from"
+        )
     columns = columns[contenders(pooled.effect[:, columns], clusters, k_top=k, **draws)]
     values = pooled.effect[:, columns].toarray()
     firm = top_k_inclusion(values, clusters, k_top=k, **draws)

@@ -31,10 +31,10 @@ from circuits import (
     Reference,
     SiteInput,
     SplicedModel,
-    UserError,
 )
 from circuits.formula import check_downstream
 from circuits.reference import check_reference
+from circuits.whole_numbers import checked_seed, whole_number
 from experiments.checks import one_prompt
 from experiments.edges.choice import (
     Edge,
@@ -188,9 +188,8 @@ def edge_knockout(
             that does not exist.
     """
     check_downstream(downstream)
-    for name, number in {"top": top, "n_random": n_random}.items():
-        if not isinstance(number, int) or number < 0:
-            raise UserError(f"{name}={number!r}; give a number of edges, 0 or more")
+    top, n_random = whole_number("top", top, 0), whole_number("n_random", n_random, 0)
+    seed = checked_seed(seed)
     check_batch_size(batch_size, automatic=False)
     ids, kind = one_prompt(model, prompt), checked_kind(zero() if kind is None else kind)
     check_graph_of(model, ids, metric, graph)

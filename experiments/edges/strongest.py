@@ -16,6 +16,7 @@ from itertools import pairwise
 import networkx as nx
 
 from circuits import LogitNode, Node, UserError
+from circuits.whole_numbers import whole_number
 from graphs import AttributionGraph
 from graphs.adjacency import check_graph
 
@@ -30,8 +31,7 @@ def strongest_paths(graph: AttributionGraph, source: Node, n: int = 5) -> list[t
         UserError: a node that the graph does not have, or from which no path leads to the logits.
     """
     check_graph(graph)
-    if not isinstance(n, int) or n < 1:
-        raise UserError(f"n={n!r}; give a number of paths, 1 or more")
+    n = whole_number("n", n)
     digraph = graph.digraph
     if source not in digraph or isinstance(source, LogitNode):
         raise UserError(f"the graph has no node {source} for a path to start from; choose another")

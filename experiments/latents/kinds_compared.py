@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from attribution import logit_diff
-from attribution.bootstrap import check_n_bootstrap
+from attribution.bootstrap import checked_draws
 from attribution.gradients import check_batch_size
 from circuits import Prompt, SplicedModel, UserError
 from experiments.checks import check_prompts, tested_nodes
@@ -27,7 +27,7 @@ from experiments.statistics import (
     rank_correlation,
     sign_flip_p,
 )
-from experiments.statistics.permutation import check_n_permutations
+from experiments.statistics.permutation import checked_permutations
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -160,8 +160,8 @@ def compare_kinds(
     """
     check_prompts(prompts)
     check_batch_size(batch_size)
-    check_n_bootstrap(n_bootstrap)
-    check_n_permutations(n_permutations)
+    n_bootstrap, seed = checked_draws(n_bootstrap, seed)
+    n_permutations = checked_permutations(n_permutations)
     kinds = [checked_kind(kind) for kind in kinds]
     names = [kind.name for kind in kinds]
     if len(names) < 2 or len(set(names)) < len(names):

@@ -21,10 +21,11 @@ import numpy as np
 from scipy import sparse
 
 from attribution import integrated_effects, logit_diff
-from attribution.bootstrap import check_n_bootstrap
+from attribution.bootstrap import checked_draws
 from attribution.effects import total_effects
 from attribution.gradients import check_batch_size
-from circuits import Prompt, SplicedModel, UserError
+from circuits import Prompt, SplicedModel
+from circuits.whole_numbers import number_or_none, whole_number
 from experiments.checks import check_apart, check_prompts, tested_nodes
 from experiments.kinds import AblationKind
 from experiments.latents.behaviour import Behaviour
@@ -44,7 +45,7 @@ from experiments.pooled import (
 from experiments.records import record_of, record_prompts
 from experiments.spans import SpanNode, Spans, aligned, spans_of_others
 from experiments.statistics import benjamini_hochberg, cluster_interval, sign_flip_p
-from experiments.statistics.permutation import check_n_permutations
+from experiments.statistics.permutation import checked_permutations
 from experiments.traced import traced_once
 
 Array = np.ndarray
@@ -96,10 +97,13 @@ def ablation_table(
             among the prompts or divided into other spans, nodes that are no latents at spans, or
             what `measure` refuses.
     """
-    _check(prompts, heldout, max_latents, n_controls)
+    check_prompts(prompts)
+    check_apart(prompts, heldout, "held-out")
+    max_latents = number_or_none("max_latents", max_latents, "all")
+    n_controls = whole_number("n_controls", n_controls, 0)
     check_batch_size(batch_size)
-    check_n_bootstrap(n_bootstrap)
-    check_n_permutations(n_permutations)
+    n_bootstrap, seed = checked_draws(n_bootstrap, seed)
+    n_permutations = checked_permutations(n_permutations)
     nodes = None if nodes is None else tested_nodes(nodes, errors=False)
     spans = spans or aligned(model, prompts)
     heldout_spans = spans_of_others(model, heldout, heldout_spans, spans, "heldout_spans")
@@ -277,14 +281,3 @@ def columns_of(pooled: PooledEffects, nodes: Sequence[SpanNode]) -> Array:
 def _mean_of(values: sparse.csr_array, at: Array) -> Array:
     """The mean over prompts of some columns; 0 for a column of -1."""
     return np.where(at < 0, 0.0, np.asarray(values.mean(0))[at])
-
-
-def _check(
-    prompts: Sequence[Prompt], heldout: Sequence[Prompt], max_latents: int | None, n_controls: int
-) -> None:
-    check_prompts(prompts)
-    check_apart(prompts, heldout, "held-out")
-    if max_latents is not None and (not isinstance(max_latents, int) or max_latents < 1):
-        raise UserError(f"max_latents={max_latents!r}; give at least 1, or None to test all")
-    if n_controls < 0:
-        raise UserError(f"n_controls={n_controls}; give 0 or more")

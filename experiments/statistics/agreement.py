@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from circuits import UserError
+from circuits.whole_numbers import whole_number
 from experiments.statistics.clusters import Array
 
 NEGLIGIBLE = 0.01
@@ -70,8 +71,7 @@ def agreement(attributed: ArrayLike, measured: ArrayLike, *, top: int = 20) -> A
     Raises:
         UserError: two lengths, or `top` below 1.
     """
-    if top < 1:
-        raise UserError(f"top={top}; give at least 1")
+    top = whole_number("top", top)
     a, m, n_left_out = _pairs(attributed, measured)
     loud = _loud(m)
     return Agreement(

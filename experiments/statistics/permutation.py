@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike
 
-from circuits import UserError
+from circuits.whole_numbers import checked_seed, whole_number
 from experiments.statistics.clusters import BLOCK_NUMBERS, Array, Clusters, Labels
 
 ROWS = 512
@@ -55,7 +55,7 @@ def sign_flip_p(
     Raises:
         UserError: another shape, other than one label an example, or no permutations.
     """
-    check_n_permutations(n_permutations)
+    n_permutations, seed = checked_permutations(n_permutations), checked_seed(seed)
     groups = Clusters.of(values, clusters)
     n = len(groups)
     smallest = np.abs(groups.sums.sum(0)) - TIE * groups.total
@@ -68,10 +68,13 @@ def sign_flip_p(
     return np.where(groups.finite, p, np.nan)
 
 
-def check_n_permutations(n_permutations: int) -> None:
-    """Refuse fewer flips than one."""
-    if n_permutations < 1:
-        raise UserError(f"n_permutations={n_permutations}; give at least 1, such as 10000")
+def checked_permutations(n_permutations: int) -> int:
+    """A number of flips, if it is one.
+
+    Raises:
+        UserError: it is none.
+    """
+    return whole_number("n_permutations", n_permutations, note=", such as 10000")
 
 
 def _count(signs: Array, sums: Array, smallest: Array) -> Array:

@@ -16,9 +16,10 @@ from random import Random
 from typing import Any
 
 from attribution import logit_diff
-from attribution.bootstrap import check_n_bootstrap
+from attribution.bootstrap import checked_draws
 from attribution.gradients import check_batch_size, check_convention
 from circuits import Prompt, SplicedModel, UserError
+from circuits.whole_numbers import whole_number
 from experiments.checks import check_prompts
 from experiments.pooled import MetricOf, metric_of_name, pairs_of
 from experiments.records import record_of, record_prompts
@@ -82,12 +83,13 @@ def steer(
         UserError: no prompts, latents or doses, a latent that the model does not have or that is
             on nowhere, an unknown mode, or no neutral texts.
     """
+    n_bootstrap, seed = checked_draws(n_bootstrap, seed)
+    n_random = whole_number("n_random", n_random, 0)
     nodes = steered_nodes(model, nodes)
     doses = checked_numbers(doses, "a dose of")
-    _check(prompts, nodes, mode, doses, spans, n_random)
+    _check(prompts, nodes, mode, doses, spans)
     check_convention(downstream)
     check_batch_size(batch_size, automatic=False)
-    check_n_bootstrap(n_bootstrap)
     texts = _neutral_texts(model, neutral, seed)
     plan = SteeringPlan(
         nodes=nodes,
@@ -189,7 +191,6 @@ def _check(
     mode: str,
     doses: Sequence[float],
     spans: Spans | None,
-    n_random: int,
 ) -> None:
     check_prompts(prompts, texts=True)
     check_mode(mode)
@@ -198,10 +199,9 @@ def _check(
     named = next((node for node in nodes if node.span not in (ALL, END)), None)
     if named and spans is None:
         raise UserError(
-            f"{named} is at a span, but no spans were given; give spans=, or leave "
+            f"{named} is at a span, but no spans were given; give spans=, those it was found with "
+            "(where they are positions, spans=aligned(model, prompts)), or leave "
             f"@{named.span} out to steer everywhere, or give @{END} for the last position"
         )
     if spans is not None:
         check_spans(spans, prompts)
-    if n_random < 0:
-        raise UserError(f"n_random={n_random}; give 0 or more random directions")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from circuits import Prompt, SplicedModel, UserError
 from circuits.outputs import LAST_LOGITS
+from circuits.whole_numbers import checked_seed, whole_number
 from experiments.checks import one_prompt
 from experiments.spans import ALL, SpanNode
 from experiments.steering.modes import check_mode, steer_rows
@@ -75,6 +76,7 @@ def generate(
     if temperature < 0:
         raise UserError(f"temperature={temperature}; give 0 for the likeliest token, or more")
     check_mode(mode)
+    seed = checked_seed(seed)
     amounts = _checked(model, steer or {})
     ids = check_continuation(model, prompt, list(amounts), max_new_tokens)
     n_given, ends, ended = ids.shape[1], _end_ids(model), False
@@ -152,8 +154,7 @@ def _checked(model: SplicedModel, steer: Amounts) -> dict[SpanNode, float]:
 
 
 def _check_length(model: SplicedModel, n_given: int, n_new: int) -> None:
-    if n_new < 1:
-        raise UserError(f"max_new_tokens={n_new}; ask for at least one")
+    n_new = whole_number("max_new_tokens", n_new)
     if n_given + n_new > model.n_ctx:
         raise UserError(
             f"the prompt has {n_given} tokens with BOS and max_new_tokens={n_new} makes "

@@ -12,6 +12,7 @@ from typing import Any
 from circuits import UserError
 from circuits.catalogue import DEFAULT_WIDTH
 from circuits.formula import DOWNSTREAM
+from circuits.whole_numbers import whole_number
 from experiments.circuit.runs import ERRORS
 from experiments.kinds import check_kind_name
 from experiments.methods import method_named
@@ -75,15 +76,13 @@ class Study:
                 raise UserError(f"{name}={value!r}; a study takes a list, with at least one entry")
             if name in NAMES and not all(isinstance(entry, str) for entry in value):
                 raise UserError(f"{name}={list(value)}; give names")
-            if name in NUMBERS and not all(_from(NUMBERS[name], entry) for entry in value):
-                raise UserError(f"{name}={list(value)}; give whole numbers from {NUMBERS[name]} on")
+            if name in NUMBERS:
+                value = [whole_number(name, entry, NUMBERS[name]) for entry in value]
             if len(set(value)) < len(value):
                 raise UserError(f"{name}={list(value)}; give each once")
             object.__setattr__(self, name, tuple(value))
         for name, least in (("n_prompts", 2), ("n_heldout", 2), ("n_random", 0)):
-            value = getattr(self, name)
-            if not _from(least, value):
-                raise UserError(f"{name}={value!r}; give a whole number from {least} on")
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         for method in self.methods:
             method_named(method)
         for ablation in self.ablations:
@@ -128,8 +127,3 @@ def read_study(path: str | Path) -> Study:
     if "tasks" not in told:
         raise UserError(f'{path}: name at least one task, for example tasks = ["ioi"]')
     return Study(**{"name": path.stem, **told})
-
-
-def _from(least: int, value: Any) -> bool:
-    """Whether `value` is a whole number from `least` on."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

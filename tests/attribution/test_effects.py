@@ -287,7 +287,7 @@ def test_joint_and_single_differ_and_carry_their_names(model):
     single = total_effects(model, TEXT, METRIC)
     assert joint.estimator == "joint integrated gradients (n=10)"
     assert single.estimator == "gradient x activation"
-    with pytest.raises(UserError, match="at least one point"):
+    with pytest.raises(UserError, match="n=0; give a whole number"):
         integrated_effects(model, TEXT, METRIC, n=0)
 
 
@@ -330,7 +330,7 @@ def test_a_list_of_prompts_is_refused(model):
 
 @pytest.mark.parametrize("n", [2.5, 2.0, 0])
 def test_points_on_the_way_are_a_whole_number(model, n):
-    message = f"at least one point; got n={n}"
+    message = f"n={n}; give a whole number from 1 on"
     with pytest.raises(UserError, match=message):
         integrated_effects(model, TEXT, METRIC, n=n)
     with pytest.raises(UserError, match=message):

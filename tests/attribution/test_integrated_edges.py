@@ -121,5 +121,5 @@ class SlowLayer:
 
 @pytest.mark.parametrize("points", [0, -1, 2.5])
 def test_no_points_are_refused(model, points):
-    with pytest.raises(UserError, match=f"points={points}; the rule integrated needs one at least"):
+    with pytest.raises(UserError, match=f"points={points}; give a whole number from 1 on"):
         attribute(model, TEXT, METRIC, mlp="integrated", points=points)

@@ -105,5 +105,5 @@ def test_a_pass_without_memory_for_it_is_halved(model, nodes, monkeypatch):
 def test_what_is_no_amount_is_refused(model, nodes):
     with pytest.raises(UserError, match="write for example '20GB'"):
         each(model, nodes, memory="much")
-    with pytest.raises(UserError, match="at least one row"):
+    with pytest.raises(UserError, match="batch_size=0; give a whole number from 1 on"):
         each(model, nodes, batch_size=0)

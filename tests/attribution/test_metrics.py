@@ -100,7 +100,10 @@ def test_a_plain_function_is_a_metric(model):
         (lambda m: bind(kl(TEXT, pos=30), m), "no position 30; .* 11 tokens"),
         (lambda m: total_effects(m, TEXT, logit("w3"), downstream="drop"), "recompute and freeze"),
         (lambda m: attribute(m, TEXT, logit("w3"), attention="warm"), "choose frozen or live"),
-        (lambda m: attribute(m, TEXT, logit("w3"), max_latents=0), "at least one latent"),
+        (
+            lambda m: attribute(m, TEXT, logit("w3"), max_latents=0),
+            "max_latents=0; give a whole number",
+        ),
         (lambda m: attribute(m, TEXT, logit("w3"), memory="little"), "write for example '20GB'"),
         (lambda m: attribute(m, TEXT, logit("w3"), mlp="linear"), "choose jacobian, relp"),
         (lambda m: attribute(m, TEXT, kl(TEXT)), "no gradient on the clean run"),

@@ -291,13 +291,16 @@ def test_bad_targets_get_one_sentence(model, metric, message):
         (lambda m: Targets((logit("w1"),), (float("nan"),)), "a finite number for each"),
         (lambda m: Targets((logit("w1"), logit("w2")), (0.0, 0.0)), "not all of them zero"),
         (lambda m: top_logits(m, TEXT, share=WORD), "a share above 0"),
-        (lambda m: top_logits(m, TEXT, at_most=cast(Any, 2.5)), "at least one token"),
+        (
+            lambda m: top_logits(m, TEXT, at_most=cast(Any, 2.5)),
+            "at_most=2.5; give",
+        ),
         (lambda m: direction(cast(Any, 3), vector(D_MODEL)), "a hook point is a name"),
         (lambda m: bind(attention_score(WORD, 1, 4, 2), m), "give their numbers"),
         (lambda m: attribute(WORD, TEXT, logit("w1")), r"give what load\(name\) returns"),
         (
             lambda m: attribute(m, TEXT, logit("w1"), max_latents=cast(Any, 2.5)),
-            "at least one latent",
+            "give a whole number from 1 on, or None for all",
         ),
         (
             lambda m: attribute(m, TEXT, logit("w1"), latents=cast(Any, ["mlp.1/latent.3@2"])),

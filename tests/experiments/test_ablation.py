@@ -291,7 +291,7 @@ def test_conventions_are_in_every_form(ablations, tmp_path):
         ({"nodes": [LatentNode(Site(0, "mlp"), 0, 0)]}, "do not read position 0"),
         ({"nodes": [TokenNode(1)]}, "cannot intervene on token@1"),
         ({"downstream": "forget"}, "choose recompute, freeze, drop"),
-        ({"batch_size": 0}, "at least one row"),
+        ({"batch_size": 0}, "from 1 on"),
         ({"prompt": ["w1", "w2"]}, "one prompt; got 2"),
         ({"metric": lambda logits: logits[:, -1]}, "one number a row"),
     ],

@@ -230,7 +230,7 @@ def test_shares_that_are_nearly_alike_are_questions_of_their_own(model):
 
 
 def test_there_are_no_fewer_than_no_nodes(model):
-    with pytest.raises(UserError, match="n_nodes=3, n_errors=-1; give 0 or more of each"):
+    with pytest.raises(UserError, match="n_errors=-1; give a whole number from 0 on"):
         attribution_report(model, PROMPTS, n_nodes=3, n_errors=-1, n_points=2)
 
 

@@ -82,6 +82,12 @@ def test_options_of_each_command(own, arguments, message):
     assert message in refusal(*arguments, TEXT, *PAIR, *own)
 
 
+def test_a_circuit_is_smaller_than_what_it_is_chosen_from():
+    said = refusal("circuit", "--task", "ioi", "--prompts", "2", "--size", "9999999")
+    assert "k=9999999 (--size) of " in said
+    assert "k_top" not in said
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_existing_output_stays_as_it_was(command, own, tmp_path):
     out = tmp_path / "out.json"

@@ -65,8 +65,8 @@ def test_an_overlap_is_drawn_and_written(tmp_path):
     [
         ({"a": nodes(1)}, [1], "two or more"),
         ({"a": nodes(1), "b": nodes(1)}, [3], "smaller"),
-        ({"a": nodes(1), "b": nodes(1)}, [1, 0], r"sizes=\[1, 0\]; give numbers of nodes"),
-        ({"a": nodes(1), "b": nodes(1)}, [-1], r"sizes=\[-1\]; give numbers of nodes"),
+        ({"a": nodes(1), "b": nodes(1)}, [1, 0], "sizes=0; give a whole number from 1 on"),
+        ({"a": nodes(1), "b": nodes(1)}, [-1], "sizes=-1; give a whole number from 1 on"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(rankings, sizes, says):

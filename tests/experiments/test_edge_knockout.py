@@ -442,7 +442,7 @@ def test_conventions_are_in_every_form(knockouts, tmp_path):
         ({"metric": logit("w3")}, "give the metric that the graph was made with"),
         ({"downstream": "forget"}, "choose recompute, freeze, drop"),
         ({"top": -1}, "top=-1"),
-        ({"batch_size": 0}, "at least one row"),
+        ({"batch_size": 0}, "from 1 on"),
         ({"attribution": 3}, "got int"),
         ({"kind": mean_of(["w1 w2"])}, "has 11 tokens"),
     ],

@@ -186,13 +186,13 @@ def test_every_form_names_the_conventions(result, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"size": 0}, "at least one node"),
-        ({"n_inflations": 10}, "give 20 or more"),
+        ({"size": 0}, "size=0; give a whole number from 1 on"),
+        ({"n_inflations": 10}, "give a whole number from 20 on"),
         ({"nodes": []}, "the circuit has no nodes"),
         ({"nodes": "all"}, "give a smaller circuit"),
         ({"matched": "layer"}, "choose site or span"),
         ({"downstream": "drop"}, "errors='removed' in the place of drop"),
-        ({"batch_size": 0}, "at least one row"),
+        ({"batch_size": 0}, "from 1 on"),
         ({"prompts": [Prompt("w1", "w2", "w3", "w1")] * 2, "nodes": "any"}, "less than 10% of"),
     ],
 )

@@ -380,7 +380,7 @@ def test_what_is_no_kind_of_ablation_is_refused(model, kind):
 def test_where_no_path_leads_is_said(graph):
     with pytest.raises(UserError, match="has no node"):
         strongest_paths(graph, LatentNode(Site(0, "mlp"), 10**6, 1))
-    with pytest.raises(UserError, match="give a number of paths"):
+    with pytest.raises(UserError, match="give a whole number from 1 on"):
         strongest_paths(graph, graph.latents()[0], 0)
 
 

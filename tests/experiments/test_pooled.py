@@ -200,7 +200,7 @@ def test_a_prompt_is_not_its_own_donor(model):
     [
         (lambda model: kind_named("median", PROMPTS), "no kind of ablation 'median'"),
         (lambda model: mean_of([]), "at least one"),
-        (lambda model: resample(PROMPTS, n=0), "at least one donor"),
+        (lambda model: resample(PROMPTS, n=0), "n=0; give a whole number"),
         (
             lambda model: mean_of([Prompt("w1 w2")]).references(model, PROMPTS[0]),
             "none of the 1 prompts whose values stand in has 8 tokens",

@@ -72,7 +72,7 @@ def test_every_study_in_passes_is_among_them():
 @pytest.mark.parametrize("study", IN_PASSES, ids=named)
 @pytest.mark.parametrize("batch_size", [0, -3, 2.5, True, "8"])
 def test_a_batch_is_a_whole_number_of_rows(model, study, batch_size):
-    says = f"batch_size={batch_size!r}; give a whole number, at least one row"
+    says = f"batch_size={batch_size!r}; give a whole number from 1 on"
     with pytest.raises(UserError, match=says):
         study(model, *IN_PASSES[study], batch_size=batch_size)
 
@@ -183,7 +183,8 @@ def test_both_say_in_one_way_that_prompts_are_no_others(model, study):
 
 @pytest.mark.parametrize("max_latents", [-1, 0, 2.5, "all"])
 def test_a_table_has_at_least_one_latent(model, max_latents):
-    with pytest.raises(UserError, match=rf"max_latents={max_latents!r}; give at least 1, or None"):
+    says = rf"max_latents={max_latents!r}; give a whole number from 1 on, or None"
+    with pytest.raises(UserError, match=says):
         ablation_table(model, PROMPTS, max_latents=max_latents)
 
 

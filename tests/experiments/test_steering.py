@@ -333,6 +333,7 @@ def test_given_scales_and_no_random_directions(model):
         ({"nodes": ["mlp.0/latent.3"] * 2}, "is steered twice"),
         ({"nodes": None}, "give a list of latents to steer"),
         ({"nodes": ["mlp.0/latent.3@subject"]}, "no spans were given"),
+        ({"nodes": ["mlp.0/latent.3@2"]}, "spans=aligned(model, prompts)"),
         ({"doses": []}, "at least one that is not 0"),
         ({"doses": [1, 1]}, "give each once"),
         ({"doses": [float("nan")]}, "a dose of nan; give finite numbers"),

@@ -187,7 +187,7 @@ def test_of_a_large_graph_the_most_influential_nodes_are_drawn(tmp_path):
     assert drawn >= {str(node) for node in graph.digraph if isinstance(node, TokenNode | LogitNode)}
     n_left_out = len(graph.digraph) - 40
     assert f"{n_left_out} nodes of least influence left out (max_nodes=40)." in path.read_text()
-    with pytest.raises(UserError, match="max_nodes is 0"):
+    with pytest.raises(UserError, match="max_nodes=0"):
         render(graph, tmp_path / "other.dot", max_nodes=0)
 
 

@@ -103,7 +103,7 @@ def test_mistakes_are_one_sentence():
         cluster_interval(np.zeros((0, 2)))
     with pytest.raises(UserError, match="2 cluster labels for 3 examples"):
         cluster_interval(np.zeros((3, 1)), [0, 1])
-    with pytest.raises(UserError, match="at least 100"):
+    with pytest.raises(UserError, match="from 100 on"):
         cluster_interval(np.zeros((3, 1)), n_bootstrap=10)
     with pytest.raises(UserError, match="level=95"):
         cluster_interval(np.zeros((3, 1)), level=95)

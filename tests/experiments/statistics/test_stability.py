@@ -91,7 +91,7 @@ def test_mistakes_are_one_sentence():
     for k_top in (0, 5):
         with pytest.raises(UserError, match=f"k_top={k_top} of 5"):
             top_k_inclusion(np.zeros((6, 5)), k_top=k_top)
-    with pytest.raises(UserError, match="at least 100"):
+    with pytest.raises(UserError, match="from 100 on"):
         top_k_inclusion(np.zeros((6, 5)), k_top=1, n_bootstrap=3)
     with pytest.raises(UserError, match="give \\[examples, columns\\]"):
         cancellation([1.0, 2.0])
