@@ -23,6 +23,7 @@ def latent(node: LatentNode) -> Metric:
 
     It is defined, and has a gradient, for a latent that is off too. In float32, or wider where the
     dictionary is. In a graph, `b_enc` has no edge to it: its incoming edges sum to what is left.
+    At EOS, where dictionaries do not read either, it is what one that read there would see.
 
     Raises:
         UserError: another kind of node, or one at BOS, where dictionaries do not read.

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from scipy import sparse
 from tqdm import tqdm
 
@@ -106,7 +107,8 @@ def pooled_effects(
         effects = estimator(
             model, prompt, metric(prompt), downstream=downstream, reference=reference
         )
-        rows.append(_row(model, space, spans, i, effects, reference))
+        reads = model.reads(model.tokens(prompt))[0]
+        rows.append(_row(model, space, spans, i, effects, reference, reads))
         values.append(effects.value)
         name = effects.estimator
     every = np.unique(np.concatenate([codes for codes, *_ in rows]))
@@ -170,7 +172,8 @@ def measured_by_kind(
     how = {"downstream": downstream, "batch_size": batch_size, "memory": memory}
     for i, prompt in enumerate(tqdm(prompts, "ablating", unit="prompt", disable=None, delay=1)):
         here = Reference("clean", model.trace(prompt))
-        members = [spans.nodes(node, i) for node in nodes]
+        (reads,) = model.reads(model.tokens(prompt)).tolist()
+        members = [[one for one in spans.nodes(node, i) if reads[one.pos]] for node in nodes]
         donors = [kind.references(model, prompt) for kind in kinds]
         rows = [
             changes
@@ -233,8 +236,12 @@ def _row(
     i: int,
     effects: Effects,
     reference: Reference,
+    reads: Tensor,
 ) -> tuple[Array, ...]:
-    """One prompt's codes, ascending, and for each its effect, its change and whether it is on."""
+    """One prompt's codes, ascending, and for each its effect, its change and whether it is on.
+
+    Errors count where dictionaries read, `reads [pos]`: elsewhere they are all that is written.
+    """
     n_pos = len(effects.token_effect)
     span = space.spans_at(spans, i, n_pos)
     codes, terms = [], []
@@ -249,7 +256,7 @@ def _row(
         terms.append(np.stack([_numbers(x) for x in columns])[:, kept])
 
         error_change = (e.error - reference.error(site).float()).norm(dim=1)
-        kept = span >= 0
+        kept = (span >= 0) & reads.cpu().numpy()
         codes.append(space.codes(site, span, None)[kept])
         columns = (e.error_effect, error_change, torch.ones(n_pos))
         terms.append(np.stack([_numbers(x) for x in columns])[:, kept])
@@ -259,7 +266,7 @@ def _row(
     return found, sums[0], sums[1], (sums[2] > 0).astype(np.float64)
 
 
-def _numbers(x: torch.Tensor) -> Array:
+def _numbers(x: Tensor) -> Array:
     return x.double().cpu().numpy()
 
 

@@ -140,12 +140,15 @@ def connected(edges: sparse.csr_array, roots: np.ndarray, ends: np.ndarray) -> n
     return (fed > 0) & (needed > 0)
 
 
+TIE = 1e-12
+"""Scores that differ by less, relatively, are equal: sums in another order."""
+
 MINOR_BITS = 45
 """A float64's last: numbers that differ in no others are within one in 100 of one another."""
 
 
 def _cut(scores: np.ndarray, keep: float) -> float:
-    """The score of the last one kept of `scores [n]`, none negative; its equals are kept with it.
+    """The least score that is kept of `scores [n]`, none negative; its equals are kept with it.
 
     Sums by leading bits, in whose order numbers are that are not negative, say which few to sort.
     """
@@ -158,4 +161,4 @@ def _cut(scores: np.ndarray, keep: float) -> float:
     falling = np.sort(scores[bits == bits.max() - last])[::-1]
     before = sums[last - 1] if last else 0.0
     place = np.searchsorted(before + falling.cumsum(), wanted)
-    return float(falling[min(place, len(falling) - 1)])
+    return float(falling[min(place, len(falling) - 1)]) * (1 - TIE)

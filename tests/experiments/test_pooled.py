@@ -99,6 +99,20 @@ def test_measured_effects_set_all_positions_of_a_span_at_once(model, downstream)
     assert np.isnan(found.donor_variance).all()
 
 
+def test_errors_count_where_dictionaries_read_alone(model):
+    """At EOS an error is all that is written; circuits leave it alone, and so do effects."""
+    prompts = [pair(text.replace("w9", "<eos>", 1), n) for n, text in enumerate(TEXTS, start=1)]
+    (reads,) = model.reads(model.tokens(prompts[0]))
+    eos = [str(pos) for pos in (~reads).nonzero()[1:, 0].tolist()]  # but for BOS
+    places = aligned(model, prompts[:1])
+    pooled = pooled_effects(model, prompts[:1], places, logit_diff, zero())
+    assert eos
+    assert {node.span for node in pooled.nodes} == set(places.names) - set(eos)
+    nodes = [SpanNode(site, None, eos[0]) for site in model.sites]
+    found = measured_effects(model, prompts[:1], places, logit_diff, nodes, zero())
+    assert not found.effect.any()
+
+
 def test_a_change_is_a_distance_at_the_site(model):
     places = aligned(model, PROMPTS)
     pooled = pooled_effects(model, PROMPTS, places, logit_diff, patch())

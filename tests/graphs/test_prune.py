@@ -121,6 +121,23 @@ def test_loose_ends_are_removed_again_and_again():
     assert set(kept) == {TokenNode(0), TokenNode(1), strong, LogitNode("a")}
 
 
+@settings(max_examples=50)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_equal_scores_are_kept_together_however_they_round(seed):
+    """All three edges of a chain score the same: what is kept is whole chains, of enough score."""
+    weights = np.abs(np.random.default_rng(seed).normal(size=(3, 3))).astype(np.float32) + 0.1
+    lower, upper = ([LatentNode(Site(i, "mlp"), j, 1) for j in range(3)] for i in range(2))
+    edges = {}
+    for j, chain in enumerate(weights):
+        edges |= {(0, 1 + j): chain[0], (1 + j, 4 + j): chain[1], (4 + j, 7): chain[2]}
+    made = attribution([TokenNode(1), *lower, *upper, LogitNode("a")], edges)
+    kept = prune(made, keep_influence=1, keep_edges=0.5).digraph
+    shares = weights[:, 2] / weights[:, 2].sum(dtype=float)
+    chains = [j for j in range(3) if lower[j] in kept]
+    assert len(kept.edges) == 3 * len(chains)
+    assert shares[chains].sum() >= 0.5 * (1 - 1e-6)
+
+
 def test_a_latent_that_only_the_reference_switches_on_is_a_source():
     """It needs no input to stay, and has its influence as an error has."""
     off, on = (LatentNode(Site(0, "mlp"), i, 1) for i in range(2))
