@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from scipy import sparse
+from torch import Tensor
 from tqdm import tqdm
 
 from attribution.effects import Effects, total_effects
