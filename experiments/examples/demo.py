@@ -1,6 +1,7 @@
 """From a prompt to a checked graph: `python -m experiments.examples.demo [FOLDER]`.
 
-1. Trace: which latents make the bundled model answer "Mary", and through which edges.
+1. Trace: which latents make the bundled model answer "Mary" and not "John", and through which
+   edges, against the prompt in which the other of the two gives.
 2. Ablate: the 50 strongest one by one, attributed beside measured, by zeroing and by patching;
    and what integrated gradients of each latent say, which follow the curve instead of its tangent.
 3. Faithfulness: how much of the answer circuits of 10 to 3000 latents keep.
@@ -81,7 +82,8 @@ def main(folder: Path) -> None:
     curve.save(folder / "faithfulness.json", overwrite=True)
     curve.plot(folder / "faithfulness.svg", overwrite=True)
 
-    drawn = ablate_each(model, PROMPT, metric, circuit.latents())
+    other = corrupted_reference(model, PROMPT)
+    drawn = ablate_each(model, PROMPT, metric, circuit.latents(), reference=other)
     checked = with_measured(circuit, drawn, settings=drawn.settings)
     graph.save(folder / "ioi.json", overwrite=True)
     for suffix in (".html", ".svg"):
@@ -90,8 +92,9 @@ def main(folder: Path) -> None:
 
 
 def trace(model: SplicedModel, metric: Metric) -> AttributionGraph:
-    """The graph of the 400 strongest latents, labelled."""
-    attribution = attribute(model, PROMPT, metric, max_latents=400)
+    """The graph of the 400 strongest latents against the corrupted prompt, labelled."""
+    other = corrupted_reference(model, PROMPT)
+    attribution = attribute(model, PROMPT, metric, max_latents=400, reference=other)
     return label_latents(model, AttributionGraph.from_attribution(attribution))
 
 
