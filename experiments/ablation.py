@@ -31,6 +31,7 @@ from circuits import (
 )
 from circuits.formula import check_downstream
 from circuits.interventions import check_nodes
+from circuits.nodes import parse_node
 from circuits.reference import check_reference
 from experiments.checks import one_prompt
 from experiments.measure import measure
@@ -153,7 +154,7 @@ def ablate_each(
     model: SplicedModel,
     prompt: str | Prompt,
     metric: Metric | Targets | Score,
-    nodes: Sequence[LatentNode | ErrorNode],
+    nodes: Sequence[LatentNode | ErrorNode | str],
     *,
     reference: Reference | None = None,
     downstream: str = "recompute",
@@ -169,7 +170,7 @@ def ablate_each(
         prompt: One text.
         metric: A `Metric`, `Targets` (their weighted sum), or a function from logits
             `[batch, pos, vocab]` to `[batch]`.
-        nodes: Latents and errors, for example `graph.latents(top=10)`.
+        nodes: Latents and errors, for example `graph.latents(top=10)`, or their names.
         reference: The values they are set to; zero by default.
         downstream: What errors downstream do. `recompute`: they follow the ablated pass, as in
             the real model. `freeze`: they keep their clean values. `drop`: there are none, not in
@@ -183,22 +184,23 @@ def ablate_each(
     """
     check_downstream(downstream)
     check_batch_size(batch_size)
-    if not isinstance(nodes, Sequence):
+    if isinstance(nodes, str) or not isinstance(nodes, Sequence):
         raise UserError(
             f"give a list of latents and errors, such as graph.latents(top=10); "
             f"got {type(nodes).__name__}"
         )
+    ablated_nodes: list[Any] = [parse_node(n) if isinstance(n, str) else n for n in nodes]
     ids = one_prompt(model, prompt)
     reference = reference or zero_reference(model, prompt)
     check_reference(model, reference, ids)
-    check_nodes(model, ids, nodes)
+    check_nodes(model, ids, ablated_nodes)
     attributed_downstream = "freeze" if downstream == "drop" else downstream
     effects = None  # where it is flat, nothing can be attributed
     if not (isinstance(metric, Metric | Targets) and metric.flat_at_clean):
         effects = total_effects(
             model, prompt, metric, downstream=attributed_downstream, reference=reference
         )
-    rows = [[set_to(node, reference.value(node))] for node in nodes]
+    rows = [[set_to(node, reference.value(node))] for node in ablated_nodes]
     clean, ablated = measure(
         model, ids, bind(metric, model), rows, downstream=downstream, batch_size=batch_size
     )
@@ -213,7 +215,7 @@ def ablate_each(
             attributed=math.nan if effects is None else effects.of(node),
             measured=clean - value,
         )
-        for node, value in zip(nodes, ablated.tolist(), strict=True)
+        for node, value in zip(ablated_nodes, ablated.tolist(), strict=True)
     ]
     settings = {
         "estimator": GRADIENT_X_ACTIVATION,

@@ -82,7 +82,7 @@ def prompts_named(
 
 def _of_task(task: Task, split: Split, n: int, seed: int, fit: Callable[[Pairs], Pairs]) -> Pairs:
     """The first `n` prompts of a split that fit; a task is asked for more until there are."""
-    many = n
+    many = max(1, n)  # of no others none
     while True:
         drawn = task.prompts(split, n=many, seed=seed)
         pairs = fit(Pairs(tuple(drawn), f"{task.name} {split}", metric=task.metric))

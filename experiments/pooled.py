@@ -21,7 +21,7 @@ from tqdm import tqdm
 from attribution.effects import Effects, total_effects
 from attribution.gradients import check_batch_size
 from attribution.metrics import Metric, Score, Targets, bind
-from circuits import Intervention, Prompt, Reference, SplicedModel
+from circuits import Intervention, Prompt, Reference, SplicedModel, UserError
 from circuits.reference import average
 from experiments.changes import changes_to
 from experiments.kinds import AblationKind
@@ -97,8 +97,15 @@ def pooled_effects(
 
     Against several donors the baseline is their mean, of which gradient x activation gives the
     mean over donors.
+
+    Raises:
+        UserError: spans of other prompts, or an estimator that is no function.
     """
     check_spans(spans, prompts)
+    if not callable(estimator):
+        raise UserError(
+            f"estimator={estimator!r}; give a function: total_effects, integrated_effects, ..."
+        )
     space = NodeCodes.of(model, spans)
     rows: list[tuple[Array, ...]] = []
     values, name = [], ""

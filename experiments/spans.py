@@ -294,9 +294,10 @@ def _stripped(text: str, start: int, stop: int) -> tuple[int, int]:
 
 def _compiled(pattern: Pattern | Sequence[Pattern]) -> list[re.Pattern[str]]:
     """The patterns, each with a named group."""
-    given = [pattern] if isinstance(pattern, str | re.Pattern) else list(pattern)
+    given = [pattern] if isinstance(pattern, str | re.Pattern) else pattern
+    known = isinstance(given, Sequence) and all(isinstance(p, str | re.Pattern) for p in given)
     try:
-        patterns = [re.compile(one) for one in given]
+        patterns = [re.compile(one) for one in given] if known else []
     except re.error as error:
         raise UserError(f"{error.pattern!r} is no regular expression: {error.msg}") from None
     if not patterns or not all(one.groupindex for one in patterns):

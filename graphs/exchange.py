@@ -60,7 +60,7 @@ def load(path: str | Path) -> AttributionGraph:
     try:
         content = json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError:
-        raise UserError(f"no file {path}; save a graph there with graph.save first") from None
+        raise UserError(f"no file {path}; graph.save (trace --out) writes one") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
@@ -68,7 +68,9 @@ def load(path: str | Path) -> AttributionGraph:
             f"{path} is not whole JSON ({error}); was it cut short? Save the graph again"
         ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path} is JSON but no attribution graph; expected what graph.save writes")
+        raise UserError(
+            f"{path} is JSON but no attribution graph; give what graph.save (trace --out) writes"
+        )
     schema = content.get("schema")
     if schema not in (1, 2, SCHEMA):
         raise UserError(

@@ -14,6 +14,7 @@ from scipy import sparse
 from attribution import Attribution
 from attribution.influence import solve_influence
 from circuits.nodes import NODE_WORDS, LatentNode, Node
+from circuits.whole_numbers import number_or_none
 from graphs.adjacency import adjacency
 
 
@@ -63,10 +64,28 @@ class AttributionGraph:
         return assemble(attribution, np.arange(len(whole.nodes)), influences, whole.matrix)
 
     def latents(self, top: int | None = None) -> list[LatentNode]:
-        """The latents, strongest absolute effect first; the `top` first of them if given."""
+        """The latents, strongest absolute effect first; the `top` first of them if given.
+
+        Raises:
+            UserError: `top` is no whole number from 1 on.
+        """
+        top = number_or_none("top", top, "all")
         latents = [node for node in self.digraph if isinstance(node, LatentNode)]
         effect = self.digraph.nodes
         return sorted(latents, key=lambda node: -abs(effect[node]["effect"]))[:top]
+
+    def plain(self) -> nx.DiGraph:
+        """`digraph` for other programs: nodes are their texts, and what is None is left out.
+
+        So networkx writes it in its formats: `nx.write_graphml(graph.plain(), "circuit.graphml")`,
+        `nx.write_gexf`, or as JSON `json.dumps(nx.node_link_data(graph.plain()))`.
+        """
+        plain = nx.DiGraph()
+        plain.add_nodes_from((str(n), _known(told)) for n, told in self.digraph.nodes.items())
+        plain.add_edges_from(
+            (str(s), str(t), _known(told)) for (s, t), told in self.digraph.edges.items()
+        )
+        return plain
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the graph to one JSON file; see `graphs.exchange`."""
@@ -87,6 +106,11 @@ class AttributionGraph:
         parts.append(plural(self.digraph.number_of_edges(), "edge"))
         metric = f"{self.provenance.get('metric', 'metric')} = {self.metric_value:+.4g}"
         return f"AttributionGraph({metric}: {', '.join(parts)})"
+
+
+def _known(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in attributes.items() if value is not None}
 
 
 def plural(count: int, word: str) -> str:

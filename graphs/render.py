@@ -40,23 +40,24 @@ def render(
         UserError: another suffix, a path that cannot be written, or Graphviz fails.
     """
     path = Path(path)
-    if path.suffix not in MAX_NODES:
+    suffix = path.suffix.lower()
+    if suffix not in MAX_NODES:
         raise UserError(f"cannot draw {path.name}; its name must end in {', '.join(MAX_NODES)}")
     check_graph(graph)
     check_writable(path, overwrite=overwrite)
-    limit = MAX_NODES[path.suffix] if max_nodes is None else max_nodes
+    limit = MAX_NODES[suffix] if max_nodes is None else max_nodes
     shown = strongest(graph, limit)
     hidden = len(graph.digraph) - len(shown.digraph)
     left_out = ""
     if hidden:
         left_out = f"{plural(hidden, 'node')} of least influence left out (max_nodes={limit})."
-    if path.suffix == ".html":
+    if suffix == ".html":
         content = page(shown, left_out=left_out)
-    elif path.suffix == ".dot":
+    elif suffix == ".dot":
         content = dot_source(shown, left_out=left_out)
     else:
-        source = dot_source(shown, bitmap=path.suffix == ".png", left_out=left_out)
-        content = draw(source, path.suffix[1:])
+        source = dot_source(shown, bitmap=suffix == ".png", left_out=left_out)
+        content = draw(source, suffix[1:])
     return write_atomically(path, content, overwrite=overwrite)
 
 

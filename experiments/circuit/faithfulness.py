@@ -25,7 +25,8 @@ What is asked depends on the errors, which carry what dictionaries miss:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,7 +178,8 @@ def _quantiles(values: Array, *, least: int = 2) -> tuple[Array, Array]:
 
 
 def _check(sizes: Sequence[float]) -> None:
-    if not len(sizes) or any(size < 0 for size in sizes):
-        raise UserError(f"sizes={list(sizes)}; give at least one number of nodes, none below 0")
+    given = isinstance(sizes, Collection) and len(sizes)
+    if not given or not all(isinstance(size, Real) and size >= 0 for size in sizes):
+        raise UserError(f"sizes={sizes!r}; give a list of numbers of nodes, none below 0")
     if any(isinstance(size, float) and size > 1 for size in sizes):
         raise UserError(f"sizes={list(sizes)}; give whole numbers, or shares of all up to 1.0")

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from experiments.results import Result
     from experiments.spans import Spans
 
+KIND = click.option(
+    "--kind", "kind_name", default="patch", show_default=True, metavar="KIND",
+    help="What ablated latents are set to: patch (the partner's values), mean or resample (of "
+    "further prompts), zero, or 'set to 2.5'.",
+)  # fmt: skip
+
 _OPTIONS = (
     click.option(
         "--task", required=True, metavar="NAME|FILE",
@@ -41,11 +47,7 @@ _OPTIONS = (
         help="What a node is over prompts: a latent at a named span, at a position, or anywhere. "
         "Default: named where the task names spans, else aligned where lengths agree.",
     ),
-    click.option(
-        "--kind", "kind_name", default="patch", show_default=True,
-        metavar="KIND", help="What ablated latents are set to: patch (the partner's values), "
-        "mean or resample (of further prompts), zero, or 'set to 2.5'.",
-    ),
+    KIND,
     click.option(
         "--downstream", type=click.Choice(["recompute", "freeze"]), default="recompute",
         show_default=True, help="Errors downstream follow the change or keep their clean values.",
@@ -95,14 +97,20 @@ class Many:
         self.files.write(result)
 
 
-def asks_many(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command over many prompts its options, as one `many` argument, loaded."""
+def asks_many(command: Callable[..., Any], *, ablates: bool = True) -> Callable[..., Any]:
+    """Give a command over many prompts its options, as one `many` argument, loaded.
+
+    Args:
+        ablates: Whether it sets nodes to values of some kind; else partners may be of any length.
+    """
 
     def gather(options: dict[str, Any]) -> dict[str, Any]:
         options["loading"] = Loading.taken(options)
+        options.setdefault("kind_name", "zero")
         return {"many": _loaded({name: options.pop(name) for name in _NAMES}), **options}
 
-    return with_options(command, _OPTIONS, gather)
+    chosen = [option for option in _OPTIONS if ablates or option is not KIND]
+    return with_options(command, chosen, gather)
 
 
 def _loaded(given: dict[str, Any]) -> Many:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 METRICS = ("logit-diff", "logit", "log-prob", "prob")
 
+GRAPH_FILES = (".html", ".svg", ".png", ".pdf", ".dot", ".json")
+"""What `trace` writes."""
+
 _OPTIONS = (
     click.option("--task", help="Instead of a prompt, a task: ioi, ...; see circuits info tiny."),
     click.option(
@@ -105,6 +108,11 @@ def answerable(asked: Asked, *, graphs: bool) -> Question:
         )
     if graphs and asked.subject and asked.subject.endswith(".json"):
         return _from_graph(asked)
+    if asked.subject and asked.subject.endswith(GRAPH_FILES) and len(asked.subject.split()) == 1:
+        raise UserError(
+            f"{asked.subject!r} is the name of a file; give a prompt"
+            f"{', or a graph that trace saved as .json' if graphs else ''}"
+        )
     if asked.task is not None:
         return _from_task(asked)
     return _from_text(asked)
@@ -139,6 +147,7 @@ def _from_text(asked: Asked) -> Question:
 
 def _from_task(asked: Asked) -> Question:
     from circuits import UserError
+    from experiments.tasks import TASKS
 
     given = [n for n in ("target", "foil", "corrupted") if getattr(asked, n) is not None]
     if given:
@@ -146,7 +155,7 @@ def _from_task(asked: Asked) -> Question:
             f"--task brings its own {given[0]}; leave out --{given[0]}, or give a prompt"
         )
     assert asked.task is not None
-    task = _task(asked.task)
+    task = TASKS[asked.task]
     prompts = task.prompts("heldout", n=asked.example + 1)
     if len(prompts) <= asked.example:
         raise UserError(
@@ -193,19 +202,13 @@ def _from_graph(asked: Asked) -> Question:
     return Question(model, prompt, metric, task=recorded.get("task"), graph=graph)
 
 
-def _task(name: str) -> Any:
-    from circuits.errors import UserError
-    from experiments.tasks import TASKS
-
-    if name not in TASKS:
-        raise UserError(f"no task {name!r}; choose {', '.join(TASKS)}")
-    return TASKS[name]
-
-
 def _metric(name: str | None, prompt: Prompt, model: SplicedModel) -> Metric:
     """The metric by its name on the command line, its tokens checked."""
     from attribution import log_prob, logit, logit_diff, prob
+    from circuits.errors import UserError
 
+    if name == "logit-diff" and prompt.foil is None:
+        raise UserError("--metric logit-diff needs --foil; give one, or --metric logit")
     makers = {"logit-diff": logit_diff, "logit": logit, "log-prob": log_prob, "prob": prob}
     metric = makers[name or ("logit-diff" if prompt.foil else "logit")](prompt)
     metric.bind(model)
@@ -217,10 +220,11 @@ def _same_metric(
 ) -> Metric:
     """The metric that a graph explains, by the name that its provenance has."""
     from circuits.errors import UserError
+    from experiments.tasks import TASKS
 
     candidates = []
     if recorded.get("task"):
-        candidates.append(_task(recorded["task"]).metric(prompt))
+        candidates.append(TASKS[recorded["task"]].metric(prompt))
     for name in METRICS if prompt.target else ():
         if name != "logit-diff" or prompt.foil:
             candidates.append(_metric(name, prompt, model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     "--tokens", "n_tokens", type=click.IntRange(min=1), default=20, show_default=True, metavar="N",
     help="New tokens of a continuation at most.",
 )  # fmt: skip
-@asks_many
+@partial(asks_many, ablates=False)
 def steer(
     many: Many,
     latents: tuple[str, ...],
@@ -63,8 +64,7 @@ def steer(
     The response is the mean metric, in its units, with a 95 % bootstrap interval over prompt pairs;
     its slope at dose 0 stands beside the one that the gradient foretells. KL is that of the next
     token on neutral texts, in nats. Both are shown along random directions, as large at each place
-    as what the dose changes there.
-    Continuations are greedy. --kind has no part in it: nothing is ablated.
+    as what the dose changes there. Continuations are greedy.
 
     \b
     Examples:

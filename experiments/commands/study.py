@@ -41,10 +41,21 @@ def study(declaration: Path, folder: Path | None) -> None:
       circuits study circuits.toml --out circuits_study
     """
     from experiments.study import read_study, run_study
+    from experiments.study.runner import cell_path
 
     asked = read_study(declaration)
     folder = folder or declaration.with_suffix("")
-    report = run_study(asked, folder)
+    try:
+        report = run_study(asked, folder)
+    except KeyboardInterrupt:
+        cells = list(asked.cells())
+        done = sum(cell_path(folder, cell).exists() for cell in cells)
+        click.echo(
+            f"\n{done} of {len(cells)} cells are done and kept in {folder}; the same command goes "
+            "on there",
+            err=True,
+        )
+        raise
     page = report.write(folder)
     click.echo(report.summary().to_string(index=False, float_format=lambda x: f"{x:.3f}"))
     click.echo(f"\nwrote {page}")

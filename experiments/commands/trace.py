@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from experiments.commands.question import Asked, Question, answerable, asks, reference_named
+from experiments.commands.question import (
+    GRAPH_FILES,
+    Asked,
+    Question,
+    answerable,
+    asks,
+    reference_named,
+)
 
 if TYPE_CHECKING:
     from graphs import AttributionGraph
 
 RULES = ("jacobian", "relp", "integrated")  # of circuits.gated, which would import torch
-
-GRAPH_FILES = (".html", ".svg", ".png", ".pdf", ".dot", ".json")
 
 
 @click.command(short_help="From a prompt to a graph of what moved the answer.")
@@ -64,8 +69,8 @@ GRAPH_FILES = (".html", ".svg", ".png", ".pdf", ".dot", ".json")
 )  # fmt: skip
 @click.option(
     "--out", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
-    help="Where to write, by suffix: .html, .svg, .png, .pdf, .dot (pruned), or .json (the whole, "
-    "for ablate, faithfulness, edges and path). May be repeated.",
+    help="Where to write, by suffix: .json (the whole graph, for ablate, faithfulness, edges and "
+    "path), or pruned a page as .html or a picture as .svg, .png, .pdf, .dot. May be repeated.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @asks

@@ -36,6 +36,8 @@ def read_pairs(path: str | Path, *, name: str | None = None, source: str = "") -
         UserError: the file cannot be read, is empty, is laid out in another way, or has no row that
             can be used.
     """
+    if not isinstance(path, str | Path):
+        raise UserError(f"path={path!r}; give the name of a file")
     path = Path(path)
     suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
     suffix = suffixes[-1] if suffixes else ""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from circuits.errors import UserError
 from circuits.prompts import Prompt
+from circuits.whole_numbers import checked_seed, whole_number
 
 if TYPE_CHECKING:
     from attribution.metrics import Metric
@@ -95,14 +96,19 @@ class Task:
             yield self.sentence(rng, split)
 
     def prompts(self, split: Split = "heldout", n: int = 50, seed: int = 0) -> list[Prompt]:
-        """`n` different prompts of `split`, the same for the same seed; fewer if it has fewer."""
+        """`n` different prompts of `split`, the same for the same seed; fewer if it has fewer.
+
+        Raises:
+            UserError: no such split, or `n` or `seed` is no number for it.
+        """
         _check(split)
-        rng = Random(f"{self.name} {split} {seed}")
+        n = whole_number("n", n)
+        rng = Random(f"{self.name} {split} {checked_seed(seed)}")
         found: dict[str, Prompt] = {}
-        for _ in range(100 * n):
-            if len(found) == n:
-                break
+        in_vain = 0  # draws since something new was found
+        while len(found) < n and in_vain < 10 * (len(found) + 1000):
             prompt = self.prompt(rng, split)
+            in_vain = in_vain + 1 if prompt.text in found else 0
             found.setdefault(prompt.text, prompt)
         return list(found.values())
 

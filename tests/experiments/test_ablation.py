@@ -236,6 +236,12 @@ def test_a_latent_is_shown_with_the_sign_of_what_it_was_set_to(model):
     assert last.baseline == last.act == pytest.approx(reference.value(error).norm().item())
 
 
+def test_nodes_are_given_by_name_too(model):
+    nodes = [*total_effects(model, PROMPT, METRIC).strongest(2), ErrorNode(Site(0, "mlp"), 3)]
+    named = ablate_each(model, PROMPT, METRIC, [str(node) for node in nodes])
+    assert named.rows == ablate_each(model, PROMPT, METRIC, nodes).rows
+
+
 def test_no_nodes_make_an_empty_result(model, tmp_path):
     rows = ablate_each(model, PROMPT, METRIC, [])
     assert len(rows) == 0
@@ -290,6 +296,9 @@ def test_conventions_are_in_every_form(ablations, tmp_path):
         ({"nodes": [LatentNode(Site(0, "mlp"), 0, 99)]}, "no position 99"),
         ({"nodes": [LatentNode(Site(0, "mlp"), 0, 0)]}, "do not read position 0"),
         ({"nodes": [TokenNode(1)]}, "cannot intervene on token@1"),
+        ({"nodes": ["token@1"]}, "cannot intervene on token@1"),
+        ({"nodes": ["mlp.0"]}, "'mlp.0' is not a node; names look like"),
+        ({"nodes": "mlp.0/latent.3@1"}, "give a list of latents and errors, .*; got str"),
         ({"downstream": "forget"}, "choose recompute, freeze, drop"),
         ({"batch_size": 0}, "from 1 on"),
         ({"prompt": ["w1", "w2"]}, "one prompt; got 2"),

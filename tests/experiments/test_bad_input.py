@@ -57,7 +57,7 @@ def test_before_any_model_is_loaded(command, arguments, message):
         (["w1 zebra", *PAIR], "does not know 'zebra'"),
         ([TEXT, "--target", "w3 w4"], "'w3 w4' is not one token"),
         ([TEXT, "--target", "w3", "--foil", "zebra"], "'zebra' is not one token"),
-        ([TEXT, "--target", "w3", "--metric", "logit-diff"], "needs a foil"),
+        ([TEXT, "--target", "w3", "--metric", "logit-diff"], "logit-diff needs --foil"),
         ([TEXT, *PAIR, "--corrupted", "w1 w2"], "has 9 tokens and the corrupted one 3"),
         ([TEXT, *PAIR, "--sites", "attn,neuron"], "no kind of site 'neuron'"),
     ],
@@ -150,7 +150,10 @@ def test_dictionaries_that_are_not_there(gemma_folder, tmp_path):
 
 def test_a_file_that_is_no_graph(own, tmp_path):
     path = tmp_path / "graph.json"
-    assert f"no file {path}" in refusal("ablate", path, *own)
+    assert f"no file {path}; graph.save (trace --out) writes one" in refusal("ablate", path, *own)
+    said = "'g.svg' is the name of a file; give a prompt"
+    assert f"{said}, or a graph that trace saved as .json" in refusal("ablate", "g.svg")
+    assert refusal("trace", "g.svg").endswith(said)
     path.write_text("{")
     assert "is not whole JSON" in refusal("ablate", path, *own)
     path.write_text("{}")

@@ -5,6 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from circuits import UserError
 from experiments.cli import main
 from tests.experiments.test_named import UNREAD, rows
 
@@ -50,6 +51,25 @@ def test_too_few_are_told_or_refused(write):
     assert none.exit_code == 2
     assert "1 of the pairs of" in none.stderr
     assert "give another task, or a model that knows its words" in none.stderr
+
+
+def test_steering_asks_for_no_kind_and_takes_partners_of_any_length(tmp_path, monkeypatch):
+    asked = {}
+
+    def steered(model, prompts, *args, **options):
+        asked["prompts"] = prompts
+        raise UserError("enough")
+
+    monkeypatch.setattr("experiments.steering.dose_response.steer", steered)
+    columns = "clean_prefix", "patch_prefix", "clean_answer", "patch_answer"
+    pairs = [dict(zip(columns, row, strict=True)) for row in rows()]
+    longer = [{**pair, "patch_prefix": f"{pair['patch_prefix']} near"} for pair in pairs]
+    path = tmp_path / "longer.jsonl"
+    path.write_text("\n".join(map(json.dumps, longer)))
+    command = ["steer", "--task", str(path), "--latent", "mlp.0/latent.3", "--prompts", "3"]
+    assert "enough" in CliRunner().invoke(main, command).stderr
+    assert len(asked["prompts"]) == 3
+    assert "No such option" in CliRunner().invoke(main, [*command, "--kind", "zero"]).stderr
 
 
 def test_a_wrong_kind_is_refused_before_a_model_is_loaded(write, monkeypatch):

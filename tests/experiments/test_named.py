@@ -96,6 +96,11 @@ def half_known(tmp_path, mine) -> Path:
     return path
 
 
+def test_a_task_may_be_asked_for_no_others():
+    first, others, _ = prompts_named("ioi", 7, seed=2, n_others=0)
+    assert (list(first), list(others)) == (list(prompts_named("ioi", 7, seed=2)[0]), [])
+
+
 @pytest.mark.parametrize(("n", "n_others"), [(2, 5), (4, 1), (7, 7), (40, 40)])
 def test_there_are_as_many_pairs_as_fit_the_model(tiny, mine, half_known, n, n_others):
     """What does not fit takes no place: as many are found as without it, and it is told."""

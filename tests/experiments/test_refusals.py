@@ -262,6 +262,19 @@ def test_numbers_of_draws_are_refused_before_the_first_pass(model, no_pass, stud
         study(model, PROMPTS, *given, **{name: int(value)})
 
 
+@pytest.mark.parametrize("estimator", ["ig", None, 3])
+def test_an_estimator_is_a_function(model, no_pass, estimator):
+    says = f"estimator={estimator!r}; give a function: total_effects, integrated_effects"
+    with pytest.raises(UserError, match=says):
+        dataset_circuit(model, PROMPTS, estimator=estimator)
+
+
+@pytest.mark.parametrize("k", ["5", 2.5])
+def test_a_circuit_has_a_whole_number_of_nodes(model, no_pass, k):
+    with pytest.raises(UserError, match=f"k={k!r}; give a whole number from 1 on"):
+        dataset_circuit(model, PROMPTS, k=k)
+
+
 @pytest.mark.parametrize(
     "ask",
     [

@@ -202,6 +202,12 @@ def test_prompts_that_are_none(tiny):
         by_pattern(tiny, ["the boy near the xylophone"], NEAR)
 
 
+@pytest.mark.parametrize("pattern", [{"subject": "boy"}, None, 3, [], [NEAR, None], "the boy"])
+def test_what_is_no_pattern_with_a_name_is_refused(tiny, pattern):
+    with pytest.raises(UserError, match="names no span; give patterns with named groups"):
+        by_pattern(tiny, ["the boy near the car"], pattern)
+
+
 @pytest.mark.parametrize("node", [SpanNode(MLP, 901, "subject"), SpanNode(MLP, None, "1")])
 def test_names_of_nodes_parse_back(node):
     assert SpanNode.parse(str(node)) == node

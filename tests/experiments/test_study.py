@@ -45,6 +45,23 @@ def test_the_cells_are_every_combination():
     assert len(cells) == len(set(cells)) == 2 * 2 * 2 * 3
 
 
+def test_a_stopped_command_says_what_is_kept(tmp_path, monkeypatch):
+    def stopped(model, study, cell, material):
+        if cell.method == "random":
+            raise KeyboardInterrupt
+        return {}
+
+    monkeypatch.setattr(runner, "run_cell", stopped)
+    declaration = tmp_path / "small.toml"
+    declaration.write_text(
+        'tasks = ["ioi"]\nmethods = ["RelP", "random"]\nn_prompts = 2\nn_heldout = 2\n'
+    )
+    result = CliRunner().invoke(study_command, [str(declaration)])
+    assert result.exit_code == 1
+    said = f"1 of 2 cells are done and kept in {tmp_path / 'small'}; the same command goes on there"
+    assert said in result.stderr
+
+
 def test_a_stopped_run_goes_on_and_computes_nothing_twice(model, whole_run, tmp_path, monkeypatch):
     real, computed = runner.run_cell, []
 

@@ -1,5 +1,6 @@
 """Each task asks what its split allows, and its prompts can be compared token by token."""
 
+from dataclasses import replace
 from functools import cache
 from itertools import accumulate, islice, pairwise
 from random import Random
@@ -121,6 +122,35 @@ def test_agreement_takes_any_verb_of_the_right_number_but_not_the_foil():
 def test_an_unknown_split_is_refused():
     with pytest.raises(UserError, match="train, heldout"):
         TASKS["ioi"].prompts("test")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.5, True, "8"])
+def test_a_number_of_prompts_that_is_none_is_refused(n):
+    with pytest.raises(UserError, match=f"n={n!r}; give a whole number from 1 on"):
+        TASKS["ioi"].prompts(n=n)
+
+
+def test_more_prompts_than_there_are_are_all_of_them_soon():
+    """Asked for a million, it stops when nothing new comes; the first are those of a smaller n."""
+    task = TASKS["agreement_simple"]
+    n_draws = 0
+
+    def counted(rng, split):
+        nonlocal n_draws
+        n_draws += 1
+        return task.prompt(rng, split)
+
+    every = replace(task, prompt=counted).prompts(n=10**6)
+    assert len(every) == 64  # a fifth of 8 adjectives by 20 people, singular and plural
+    assert n_draws < 20_000
+    assert every[:50] == task.prompts(n=50)
+
+
+def test_a_task_that_there_is_not_is_refused_with_those_there_are():
+    with pytest.raises(UserError, match="no task 'io'; choose ioi, agreement_simple, "):
+        TASKS["io"]
+    assert "io" not in TASKS
+    assert TASKS.get("io") is None
 
 
 def test_every_word_is_one_token_of_the_tokenizer():

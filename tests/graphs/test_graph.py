@@ -1,4 +1,6 @@
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any, cast
 
 import networkx as nx
@@ -11,7 +13,13 @@ from circuits.errors import UserError
 from circuits.nodes import LatentNode, LogitNode, TokenNode
 from circuits.sites import Site
 from graphs import AttributionGraph, influence, prune
-from tests.graphs.synthetic import THREE, attribution, random_attribution, random_graph
+from tests.graphs.synthetic import (
+    THREE,
+    attribution,
+    random_attribution,
+    random_graph,
+    with_attributes,
+)
 
 SITE = Site(0, "mlp")
 NODES = [TokenNode(0), TokenNode(1), LatentNode(SITE, 5, 1), LatentNode(SITE, 7, 1), LogitNode("a")]
@@ -62,6 +70,11 @@ def test_latents_come_strongest_first():
     graph = AttributionGraph.from_attribution(made)
     assert graph.latents() == [NODES[3], NODES[2]]
     assert graph.latents(top=1) == [NODES[3]]
+    for none in ("5", -3, 0, 1.5):
+        with pytest.raises(
+            UserError, match=f"top={none!r}; give a whole number from 1 on, or None"
+        ):
+            graph.latents(top=cast(Any, none))
 
 
 def test_the_digraph_is_frozen():
@@ -116,6 +129,42 @@ def test_the_part_through_queries_and_keys_is_on_its_edge(tmp_path):
     assert pruned.digraph.edges[NODES[0], NODES[2]]["query_key"] == 0.5
     again = AttributionGraph.load(graph.save(tmp_path / "g.json"))
     assert list(again.digraph.edges(data=True)) == list(graph.digraph.edges(data=True))
+
+
+def through_json(graph: nx.DiGraph, path: Path) -> nx.DiGraph:
+    path.write_text(json.dumps(nx.node_link_data(graph), allow_nan=False))
+    return nx.node_link_graph(json.loads(path.read_text()))
+
+
+def through_graphml(graph: nx.DiGraph, path: Path) -> nx.DiGraph:
+    nx.write_graphml(graph, path)
+    return nx.read_graphml(path)
+
+
+def through_gexf(graph: nx.DiGraph, path: Path) -> nx.DiGraph:
+    nx.write_gexf(graph, path)
+    return nx.read_gexf(path)
+
+
+@pytest.mark.parametrize("through", [through_json, through_graphml, through_gexf])
+def test_networkx_writes_a_plain_graph_and_reads_it_again(through, tmp_path):
+    """All that is known of nodes and edges, also where some of them have a label."""
+    graph = random_graph(0, n_layers=2, n_latents=10, n_words=4)
+    first, second, *_ = graph.latents()
+    graph = with_attributes(graph, label={first: "a <b> | on c"}, measured={second: 1 / 3})
+    plain, digraph = graph.plain(), graph.digraph
+    assert list(plain) == [str(node) for node in digraph]
+    again = through(plain, tmp_path / "circuit")
+    assert again.is_directed()
+    for node, told in digraph.nodes.items():
+        there = again.nodes[str(node)]
+        assert all(there[name] == told[name] for name in told if told[name] is not None)
+        assert "measured" not in there or node == second
+    assert again.number_of_edges() == digraph.number_of_edges() > 0
+    for source, target, told in digraph.edges(data=True):
+        there = again.edges[str(source), str(target)]
+        assert all(there[name] == told[name] for name in ("weight", "contribution"))
+        assert "query_key" not in there
 
 
 def test_what_is_no_graph_is_said():

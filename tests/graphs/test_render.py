@@ -2,7 +2,7 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import pygraphviz
@@ -173,6 +173,13 @@ def test_a_path_that_cannot_be_written_is_refused(tmp_path, circuit):
         render(circuit, tmp_path / "folder.svg")
 
 
+@pytest.mark.parametrize("suffix", [".html", ".svg", ".dot"])
+def test_a_suffix_in_capitals_is_the_same(tmp_path, circuit, suffix):
+    small = render(circuit, tmp_path / f"small{suffix}")
+    large = render(circuit, tmp_path / f"large{suffix.upper()}")
+    assert large.read_bytes() == small.read_bytes()
+
+
 @pytest.mark.parametrize("name", ["g.gif", "g", "g.svg.txt"])
 def test_another_suffix_is_refused(tmp_path, circuit, name):
     with pytest.raises(UserError, match=r"must end in \.html, \.svg, \.png, \.pdf, \.dot"):
@@ -187,8 +194,9 @@ def test_of_a_large_graph_the_most_influential_nodes_are_drawn(tmp_path):
     assert drawn >= {str(node) for node in graph.digraph if isinstance(node, TokenNode | LogitNode)}
     n_left_out = len(graph.digraph) - 40
     assert f"{n_left_out} nodes of least influence left out (max_nodes=40)." in path.read_text()
-    with pytest.raises(UserError, match="max_nodes=0"):
-        render(graph, tmp_path / "other.dot", max_nodes=0)
+    for none in (0, "5"):
+        with pytest.raises(UserError, match=f"max_nodes={none!r}; give a whole number from 1 on"):
+            render(graph, tmp_path / "other.dot", max_nodes=cast(Any, none))
 
 
 def test_a_system_neato_is_preferred_and_its_failure_is_told(tmp_path, monkeypatch):

@@ -91,6 +91,12 @@ def test_what_cannot_be_read_is_refused(tmp_path, name, content, says):
         read_pairs(tmp_path / name)
 
 
+def test_what_is_no_name_of_a_file_is_refused():
+    nothing: Any = None
+    with pytest.raises(UserError, match="path=None; give the name of a file"):
+        read_pairs(nothing)
+
+
 def test_a_data_set_in_the_hub_s_layout(tmp_path):
     jsonl(tmp_path / "train.jsonl", ROW, {**ROW, "clean_prefix": "The aunt"}, ROW)
     options = {"data_files": {"train": str(tmp_path / "train.jsonl")}, "cache_dir": str(tmp_path)}
