@@ -229,6 +229,29 @@ def test_a_pin_of_what_is_not_loaded_is_refused(tmp_path, name, dictionaries, re
         )
 
 
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"width": "65k"}, r"no dictionary 65k wide at attn\.0-3 of .*: there are 1k$"),
+        (
+            {"l0": 7},
+            r"no dictionary with average L0 7 at attn\.0 \(and at \d+ other sites\), 1k wide",
+        ),
+    ],
+)
+def test_what_the_bundled_model_lacks_is_refused(choice, message):
+    with pytest.raises(UserError, match=message):
+        load("tiny", **choice, device="cpu")
+    assert load("tiny", width="1k", l0="nearest:7", device="cpu").sites
+
+
+def test_one_file_is_given_by_its_site(tmp_path):
+    path = tmp_path / "params.npz"
+    path.touch()
+    with pytest.raises(UserError, match=r"one file; say its site.*\{Site\(layer, kind\): '.*npz'"):
+        load("tiny", dictionaries=path, device="cpu")
+
+
 def test_dictionaries_by_site_are_checked_before_the_model_is_fetched(tmp_path, model):
     made = model.dictionaries[Site(1, "mlp")]
     for wrong, message in [
