@@ -2,7 +2,7 @@
 
 from circuits.dictionaries import Dictionary
 from circuits.errors import UserError
-from circuits.interventions import Intervention, mean, scale, set_to, zero
+from circuits.interventions import Intervention, edits, mean, scale, set_to, zero
 from circuits.loading.gemma_scope import gemma_scope
 from circuits.loading.load import load
 from circuits.loading.models import load_gemma
@@ -43,6 +43,7 @@ __all__ = [
     "Trace",
     "UserError",
     "corrupted_reference",
+    "edits",
     "gemma_scope",
     "load",
     "load_gemma",

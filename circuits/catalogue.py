@@ -107,7 +107,7 @@ def choose_files(
     Args:
         sites: The kinds of site wanted.
         layers: The layers wanted; `None` takes all that a kind has. The embedding is before them.
-        take_only: Where a site has one file only, take it, whatever its width and L0.
+        take_only: Where a site has one file only, take it if no width is asked for.
         owner: Who has the files, for error messages.
 
     Raises:
@@ -118,10 +118,11 @@ def choose_files(
     kinds = check_kinds(sites)
     rule, number = _parse_l0(l0)
     by_site = _by_site(files, kinds, layers, owner)
-    decided = {site: found for site, found in by_site.items() if take_only and len(found) == 1}
-    open_sites = {site: found for site, found in by_site.items() if site not in decided}
-    decided |= _of_l0(_of_width(open_sites, width, kinds, owner), rule, number)
-    return tuple(decided[site][0] for site in sorted(decided))
+    take_only = take_only and width == DEFAULT_WIDTH
+    only = {site: found for site, found in by_site.items() if take_only and len(found) == 1}
+    others = {site: found for site, found in by_site.items() if site not in only}
+    chosen = _of_l0(only | _of_width(others, width, kinds, owner), rule, number)
+    return tuple(chosen[site][0] for site in sorted(chosen))
 
 
 def _by_site(

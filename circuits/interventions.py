@@ -73,6 +73,13 @@ def edits(
 ) -> Mapping[Site, Edit]:
     """One edit a site that carries out, in row `i` of the batch, the interventions `rows[i]`.
 
+    The logits without two latents together, and without each:
+
+        ids = model.tokens([text] * 3)
+        model.run(ids, edits(model, ids, [[zero(a), zero(b)], [zero(a)], [zero(b)]]))
+
+    `model(text, [zero(a), zero(b)])` is short for the same list in every row.
+
     Args:
         model: Says which sites are spliced and how many latents each has.
         ids: The tokens of the pass, `[batch, pos]`.
@@ -80,12 +87,17 @@ def edits(
 
     Raises:
         UserError: a site that is not spliced, a latent or position that does not exist, a latent
-            where the dictionary does not read (BOS, EOS, padding), or a node named twice.
+            where the dictionary does not read (BOS, EOS, padding), a node named twice, or not one
+            list a row.
     """
-    assert len(rows) == len(ids), f"{len(rows)} rows of interventions for {len(ids)} prompts"
+    reads = model.reads(ids)
+    if len(rows) != len(ids):
+        raise UserError(
+            f"{len(rows)} lists of interventions for {len(ids)} rows of token ids; give one each"
+        )
     return {
         site: edit_at([(row, i.node.pos) for row, i in items], [i for _, i in items])
-        for site, items in by_site(model, model.reads(ids), rows).items()
+        for site, items in by_site(model, reads, rows).items()
     }
 
 

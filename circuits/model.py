@@ -121,7 +121,7 @@ class SplicedModel:
 
         Args:
             ids: `[batch, pos]`.
-            edits: By site; see `circuits.interventions.edits`.
+            edits: By site, as `circuits.edits` makes them of interventions.
             downstream: `recompute`: errors are what the changed pass makes them (the real model
                 with the edit added). `freeze`: they keep their clean values. `drop`: they are
                 removed, except where dictionaries do not read.
@@ -130,11 +130,16 @@ class SplicedModel:
             output: What to give back: see `circuits.outputs`.
 
         Raises:
-            UserError: an unknown convention, hook point or site, or a position that the prompt does
-                not have.
+            UserError: an unknown convention, hook point or site, a position that the prompt does
+                not have, a text in the place of token ids, or interventions in the place of edits.
         """
         check_downstream(downstream)
-        edits = edits or {}
+        edits = {} if edits is None else edits
+        if not isinstance(edits, Mapping) or not all(map(callable, edits.values())):
+            raise UserError(
+                "run takes edits by site; make them of interventions: "
+                "edits(model, ids, [[zero(a), zero(b)]]), or call model(text, [zero(a), zero(b)])"
+            )
         reads = self.reads(ids)
         sites = self.sites
         if downstream == "recompute":
@@ -263,7 +268,15 @@ class SplicedModel:
         return tuple(Site(site.layer + n, site.kind) for n in range(n_later + 1))
 
     def reads(self, ids: Tensor) -> Tensor:
-        """Where dictionaries read, `[batch, pos]`: everywhere but BOS, EOS and padding."""
+        """Where dictionaries read, `[batch, pos]`: everywhere but BOS, EOS and padding.
+
+        Raises:
+            UserError: something else than a tensor.
+        """
+        if not isinstance(ids, Tensor):
+            raise UserError(
+                f"token ids are a tensor; got {type(ids).__name__}; give model.tokens(text)"
+            )
         return self.vocabulary.is_text(ids)
 
     def tokens(self, prompt: Prompts) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuits.errors import UserError
+from circuits.errors import UserError, first_of
 from circuits.prompts import Prompt
 
 Prompts = str | Prompt | Tensor | Sequence["str | Prompt"]
@@ -102,10 +102,11 @@ class Vocabulary:
         return ~torch.isin(ids, torch.tensor(known, device=ids.device))
 
     def _unknown(self, text: str) -> str:
-        """The words of `text` that the tokenizer does not know."""
+        """The first words of `text` that the tokenizer does not know, and how many more."""
         unk = self.tokenizer.unk_token_id
-        words = [word for word in text.split() if unk in self.tokenizer(word).input_ids]
-        return ", ".join(map(repr, words)) or "a character of the prompt"
+        words = dict.fromkeys(text.split())
+        unknown = [repr(word) for word in words if unk in self.tokenizer(word).input_ids]
+        return first_of(unknown) or "a character of the prompt"
 
 
 def _text(prompt: object) -> str:

@@ -54,6 +54,16 @@ def safetensors_metadata(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
+def safetensors_names(path: Path) -> list[str]:
+    """The names of the tensors in `path`; nothing but its header is read.
+
+    Raises:
+        UserError: see `read_safetensors`.
+    """
+    with _safetensors(path) as file:
+        return list(file.keys())
+
+
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors that `torch.save` put into `path`, on the CPU; nothing else is unpickled.
 

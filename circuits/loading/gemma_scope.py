@@ -192,16 +192,17 @@ def dictionaries_from_folder(
 
     In a mirror lies one folder a kind, its name ending in `-res`, `-att`, `-mlp` or
     `-transcoders`, below it `layer_L/width_W/average_l0_X/params.npz`; the embedding's are in
-    `embedding/` of the one ending in `-res`. `width` and `l0` choose where a layer has several
-    files; the other arguments are those of `gemma_scope`.
+    `embedding/` of the one ending in `-res`. Where a layer has one file only, it is taken unless
+    another `width` (than the default) or `l0` is asked for; the other arguments are those of
+    `gemma_scope`.
 
     A folder without such folders is searched for dictionaries that SAELens, dictionary_learning,
     circuit-tracer or safetensors saved (`circuits.formats.recognise`), each at the site that it
     says it belongs to; those at `sites` and `layers` are taken.
 
     Raises:
-        UserError: no such folder, two folders of one kind, a site asked for that is not there,
-            or a file that cannot be read.
+        UserError: no such folder, two folders of one kind, a site, width or L0 asked for that is
+            not there, or a file that cannot be read.
     """
     folder = Path(folder)
     kinds = check_kinds(sites)
@@ -209,6 +210,11 @@ def dictionaries_from_folder(
     homes = _kind_folders(folder, kinds)
     if not homes:
         places = _other_formats(folder, kinds, layers)
+        if width != DEFAULT_WIDTH or l0 != "canonical":
+            raise UserError(
+                f"the dictionaries in {folder} are chosen by their sites alone; "
+                "leave out width and l0"
+            )
         return gather(places, device=device, dtype=dtype, memory=memory)
     if "mlp" in kinds and "mlp" not in homes and "transcoder" in homes:
         raise UserError(

@@ -53,7 +53,8 @@ def load(
             whose Gemma Scope to take: `load("gemma-2-2b-it", dictionaries="gemma-2-2b")`.
         sites: Kinds of site: any of `attn`, `mlp`, `resid`, `embed`, and `transcoder` in the place
             of `mlp`.
-        width: Which width of dictionary, where a layer has several: `16k`, `65k`, ...
+        width: Which width of dictionary: `16k`, `65k`, ...; by default the only one that a layer of
+            a folder has.
         l0: Which sparsity: `canonical` (average L0 nearest 100), a number, or `nearest:50`.
         device: CUDA when there is one, by default.
         dtype: Of the model and the matrices of dictionaries; by default bfloat16 for the models of
@@ -133,6 +134,11 @@ def _folder(name: str, dictionaries: object) -> Path:
         raise UserError(
             f"dictionaries is a folder, a model's name or a mapping {{Site: path}}; "
             f"got {type(dictionaries).__name__}"
+        )
+    if Path(dictionaries).is_file():
+        raise UserError(
+            f"{dictionaries} is one file; say its site, in Python: "
+            f"dictionaries={{Site(layer, kind): {str(dictionaries)!r}}}, or name a folder"
         )
     if not Path(dictionaries).is_dir():
         raise UserError(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from circuits.errors import UserError
+from circuits.errors import UserError, first_of
 from circuits.families import families
-from circuits.formats.array_files import read_json
+from circuits.formats.array_files import read_json, safetensors_names
 from circuits.loading.hub import Revision, download_model
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ HUB_MODELS = {
     for size in ("2b", "9b", "27b")
     for suffix in ("", "-it")
 }
+
+
+TIED = {"embed_tokens.weight", "lm_head.weight"}
+"""One weight where embeddings are tied, of which files hold either name."""
 
 
 def bundled_models() -> list[str]:
@@ -91,7 +95,8 @@ def load_gemma(
         revision: A commit, tag or branch of the model's repository; `main` by default.
 
     Raises:
-        UserError: the model cannot be found, reached or read, or is of no family known here.
+        UserError: the model cannot be found, reached or read, lacks weights, or is of no family
+            known here.
     """
     from transformer_lens.model_bridge import TransformerBridge  # takes seconds: only when needed
 
@@ -124,6 +129,7 @@ def load_gemma(
                 f"cannot load {folder} as a Hugging Face model: {reason}; "
                 "it needs config.json, model.safetensors and the tokenizer's files"
             ) from error
+    _check_complete(folder, bridge.original_model)
     bridge.requires_grad_(False)
     bridge.eval()
     return bridge
@@ -161,6 +167,48 @@ def _read_config(folder: Path) -> dict:
             f"give one of type {', '.join(families())}"
         )
     return config
+
+
+def _check_complete(folder: Path, huggingface: Any) -> None:
+    """Refuse a folder that lacks weights: transformers made them up, at random.
+
+    Of `folder` only the headers of safetensors files are read; in others nothing is looked for.
+    """
+    stored = _stored_names(folder)
+    if stored is None:
+        return
+    prefix = f"{huggingface.base_model_prefix}."  # a model saved without its head has no such
+    known = {name.removeprefix(prefix) for name in stored}
+    if huggingface.config.tie_word_embeddings and not TIED.isdisjoint(known):
+        known |= TIED
+    names: dict[Any, list[str]] = {}  # of each weight: the bridge has its own beside the first
+    for name, weight in huggingface.named_parameters(remove_duplicate=False):
+        names.setdefault(weight, []).append(name.replace("._original_component", ""))
+    wanted = {name.removeprefix(prefix) for own in names.values() for name in own}
+    missing = [
+        own[0]
+        for own in names.values()
+        if known.isdisjoint(name.removeprefix(prefix) for name in own)
+    ]
+    if not missing:
+        return
+    others = sorted(name for name in stored if name.removeprefix(prefix) not in wanted)
+    but = f"; it holds others that the model has not: {first_of(others)}" if others else ""
+    raise UserError(
+        f"{folder} lacks weights: {first_of(missing)}{but}; "
+        "save the whole model there, with the config.json that belongs to it"
+    )
+
+
+def _stored_names(folder: Path) -> set[str] | None:
+    """The weights in the safetensors files that transformers reads; None where it reads others."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.exists():
+        return set(safetensors_names(whole))
+    if not index.exists():
+        return None
+    shards = set(read_json(index)["weight_map"].values())
+    return {name for shard in shards for name in safetensors_names(folder / shard)}
 
 
 @contextmanager

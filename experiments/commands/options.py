@@ -31,7 +31,7 @@ DICTIONARIES = (
     ),
     click.option(
         "--width",
-        help="How many latents, where a site has several dictionaries: 16k (default), 65k, ...",
+        help="How many latents: 16k (default; or what a folder has, if that is one), 65k, ...",
     ),
     click.option(
         "--l0",

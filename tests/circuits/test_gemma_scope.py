@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from circuits.catalogue import DEFAULT_WIDTH
 from circuits.errors import UserError
 from circuits.formats.npz import save_npz
 from circuits.loading.gemma_scope import dictionaries_from_folder
@@ -58,15 +59,33 @@ def test_kinds_layers_device_and_dtype_are_chosen(mirror):
 )  # fmt: skip
 def test_width_and_l0_choose_where_a_layer_has_several(mirror, width, l0, expected):
     def choose():
-        return dictionaries_from_folder(mirror, sites="mlp", width=width, l0=l0)
+        return dictionaries_from_folder(mirror, sites="mlp", layers=[1], width=width, l0=l0)
 
     if expected is None:
         with pytest.raises(UserError, match=r"no dictionary with average L0 7 at mlp\.1"):
             choose()
         return
-    found = choose()
-    assert found[Site(1, "mlp")].average_l0 == expected  # of two as near, the sparser
-    assert found[Site(0, "mlp")].average_l0 == 9  # the only one, whatever was asked for
+    assert choose()[Site(1, "mlp")].average_l0 == expected  # of two as near, the sparser
+
+
+@pytest.mark.parametrize("width", [DEFAULT_WIDTH, "1k"])
+@pytest.mark.parametrize("l0", ["canonical", 9, "nearest:50"])
+def test_the_only_file_of_a_layer_is_taken_unless_another_was_asked_for(mirror, width, l0):
+    shutil.rmtree(mirror / "my-mlp" / "layer_1")
+    (found,) = dictionaries_from_folder(mirror, sites="mlp", width=width, l0=l0).values()
+    assert found.average_l0 == 9
+    with pytest.raises(UserError, match=r"no dictionary 65k wide at mlp\.0 of .*: there are 1k$"):
+        dictionaries_from_folder(mirror, sites="mlp", width="65k", l0=l0)
+    with pytest.raises(UserError, match=r"average L0 7 at mlp\.0, 1k wide, in .*: there are 9; or"):
+        dictionaries_from_folder(mirror, sites="mlp", width=width, l0=7)
+
+
+@pytest.mark.parametrize("choice", [{"width": "1k"}, {"l0": 7}, {"l0": "nearest:7"}])
+def test_dictionaries_of_other_libraries_are_not_chosen_by_width_or_l0(tmp_path, choice):
+    metadata = {"hook_name": "blocks.3.hook_mlp_out"}
+    save_file(dictionary(3).arrays, tmp_path / "params.safetensors", metadata=metadata)
+    with pytest.raises(UserError, match="are chosen by their sites alone; leave out width and l0"):
+        dictionaries_from_folder(tmp_path, **choice)
 
 
 def test_a_width_that_several_files_lack_is_answered_with_theirs(mirror):

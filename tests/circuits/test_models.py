@@ -1,13 +1,17 @@
 """What `load` and `load_gemma` accept, and what they answer otherwise."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from circuits import Site, UserError, load, load_gemma
 from circuits.formats.npz import save_npz
+from tests.random_llama import save_random_llama
 
 
 @pytest.fixture
@@ -90,6 +94,104 @@ def test_damaged_weights(tmp_path, gemma_folder, damage):
         load_gemma(str(folder), device="cpu")
 
 
+WITHOUT = "model.layers.1.mlp.up_proj.weight"
+"""A weight that some folders lack."""
+
+
+def lose_one(weights: dict) -> None:
+    del weights[WITHOUT]
+
+
+def rename(weights: dict) -> None:
+    for name in [name for name in weights if "norm" in name]:
+        weights[f"old.{name}"] = weights.pop(name)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(
+    ("change", "config", "lacks", "holds"),
+    [
+        (lose_one, {}, f"lacks weights: {WITHOUT};", None),
+        (
+            rename,
+            {},
+            r"model\.layers\.0\.input_layernorm\.weight, .* and 10 more;",
+            r"holds others that the model has not: old\.model\.layers\.0\.input_layernorm.weight, "
+            ".* and 10 more;",
+        ),
+        (dict.clear, {}, r"weights: model\.embed_tokens\.weight, .* and 32 more;", None),
+        (None, {"num_hidden_layers": 4}, r"weights: model\.layers\.3\..* and 8 more;", None),
+    ],
+)
+def test_weights_that_are_missing_are_not_made_up(
+    tmp_path, gemma_folder, change, config, lacks, holds, sharded
+):
+    folder = tmp_path / "model"
+    shutil.copytree(gemma_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    if change is not None:
+        change(weights)
+    path = folder / "config.json"
+    settings = json.loads(path.read_text())
+    if "num_hidden_layers" in config:
+        settings["layer_types"] += settings["layer_types"][:1]
+    path.write_text(json.dumps(settings | config))
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    parts = [names[::2], names[1::2]] if sharded else [names]
+    for number, part in enumerate(parts):
+        file = f"model-{number}.safetensors" if sharded else "model.safetensors"
+        save_file({name: weights[name] for name in part}, folder / file, {"format": "pt"})
+    if sharded:
+        places = {name: f"model-{i}.safetensors" for i, part in enumerate(parts) for name in part}
+        if WITHOUT not in places:
+            places[WITHOUT] = "model-0.safetensors"  # an index may promise what no file holds
+        index = {"metadata": {}, "weight_map": places}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=lacks) as error:
+        load_gemma(str(folder), device="cpu")
+    if holds is None:
+        assert "holds others" not in str(error.value)
+    else:
+        assert re.search(holds, str(error.value))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", ["tied", "head alone", "inner", "extra", "shards"])
+def test_weights_that_transformers_finds_need_no_more(tmp_path, gemma_folder, form, dtype):
+    """A tied head, a folder of the model below the head, buffers of older versions, shards."""
+    folder = tmp_path / "model"
+    shutil.copytree(gemma_folder, folder)
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    assert "lm_head.weight" not in weights
+    if form == "head alone":
+        weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
+    elif form == "inner":
+        weights = {name.removeprefix("model."): weight for name, weight in weights.items()}
+    elif form == "extra":
+        weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(3)
+    if form == "shards":
+        path.unlink()
+        plain = AutoModelForCausalLM.from_pretrained(gemma_folder)
+        plain.save_pretrained(folder, max_shard_size="20KB")
+        assert len(list(folder.glob("*.safetensors"))) > 2
+    else:
+        save_file(weights, path, {"format": "pt"})
+    loaded, whole = (load_gemma(str(f), device="cpu", dtype=dtype) for f in (folder, gemma_folder))
+    ids = torch.tensor([[2, 5, 9]])
+    assert torch.equal(loaded(ids), whole(ids))
+
+
+def test_a_head_of_its_own_is_missed(tmp_path):
+    folder = save_random_llama(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks weights: lm_head\.weight;"):
+        load_gemma(str(folder), device="cpu")
+
+
 def test_a_model_without_its_tokenizer(tmp_path, gemma_folder):
     folder = tmp_path / "model"
     shutil.copytree(gemma_folder, folder, ignore=shutil.ignore_patterns("token*"))
@@ -125,6 +227,29 @@ def test_a_pin_of_what_is_not_loaded_is_refused(tmp_path, name, dictionaries, re
             dictionaries=dictionaries and given(dictionaries),
             revision={given(repository): "0" * 40},
         )
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"width": "65k"}, r"no dictionary 65k wide at attn\.0-3 of .*: there are 1k$"),
+        (
+            {"l0": 7},
+            r"no dictionary with average L0 7 at attn\.0 \(and at \d+ other sites\), 1k wide",
+        ),
+    ],
+)
+def test_what_the_bundled_model_lacks_is_refused(choice, message):
+    with pytest.raises(UserError, match=message):
+        load("tiny", **choice, device="cpu")
+    assert load("tiny", width="1k", l0="nearest:7", device="cpu").sites
+
+
+def test_one_file_is_given_by_its_site(tmp_path):
+    path = tmp_path / "params.npz"
+    path.touch()
+    with pytest.raises(UserError, match=r"one file; say its site.*\{Site\(layer, kind\): '.*npz'"):
+        load("tiny", dictionaries=path, device="cpu")
 
 
 def test_dictionaries_by_site_are_checked_before_the_model_is_fetched(tmp_path, model):

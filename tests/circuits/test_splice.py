@@ -20,6 +20,7 @@ from circuits import (
     SiteInput,
     UserError,
     corrupted_reference,
+    edits,
     load_gemma,
     mean,
     mean_reference,
@@ -455,6 +456,19 @@ class TestBadInput:
         node = LatentNode(Site(1, "mlp"), 0, 1)
         with pytest.raises(UserError, match="intervened on twice"):
             model(TEXT, [zero(node), scale(node, 2.0)])
+
+    def test_a_run_without_token_ids_or_edits(self, model):
+        ids, node = model.tokens(TEXT), LatentNode(Site(1, "mlp"), 0, 1)
+        for wrong in ([zero(node)], {node.site: zero(node)}, zero(node)):
+            with pytest.raises(
+                UserError, match=r"edits\(model, ids, \[\[zero\(a\), zero\(b\)\]\]\)"
+            ):
+                model.run(ids, wrong)
+        for pass_over in (model.run, lambda text: edits(model, text, [[zero(node)]])):
+            with pytest.raises(UserError, match=r"got str; give model\.tokens\(text\)"):
+                pass_over(TEXT)
+        with pytest.raises(UserError, match="2 lists of interventions for 1 rows of token ids"):
+            edits(model, ids, [[zero(node)], []])
 
     def test_an_unknown_convention(self, model):
         with pytest.raises(UserError, match="choose recompute, freeze, drop"):

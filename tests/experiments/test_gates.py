@@ -243,6 +243,15 @@ def test_texts_that_cannot_be_used(model, texts, message):
         check_dictionaries(model, texts)
 
 
+def test_of_many_unknown_words_the_first_are_told_and_the_advice_is_seen(model):
+    with pytest.raises(UserError) as error:
+        check_dictionaries(replace(model, example_texts=("w1 a b w2 a c d e",)))
+    assert str(error.value).endswith(
+        "does not know 'a', 'b', 'c' and 2 more; use words of its vocabulary, separated by spaces; "
+        "give texts of its own (--text)"
+    )
+
+
 def test_texts_of_specials_alone_change_nothing(model):
     plain = check_dictionaries(model, ["w1 w2 w3"])
     assert check_dictionaries(model, ["w1 w2 w3", "<eos>"], batch_size=1).rows == plain.rows
