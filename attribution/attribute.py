@@ -25,6 +25,7 @@ from attribution.edges.expectation import Forecast, expected
 from attribution.edges.local_pass import local_pass
 from attribution.edges.node_table import NodeTable
 from attribution.effects import Effects, total_effects
+from attribution.fingerprint import weights_of
 from attribution.metrics import Metric, Score, Targets, bind_all
 from circuits import (
     LatentNode,
@@ -141,7 +142,8 @@ def attribute(
             by default.
 
     Raises:
-        UserError: an option that does not exist, or a metric that gives no gradient.
+        UserError: an option that does not exist, a metric that gives no gradient, or `latents` of
+            which none is active.
     """
     check_question(model, prompt)
     max_latents = number_or_none("max_latents", max_latents, "all")
@@ -317,7 +319,7 @@ def record(
         question["prompt"] = asdict(prompt) if isinstance(prompt, Prompt) else {"text": prompt}
     return {
         "model": model.name,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        **weights_of(model),
         "device": model.device.type,
         "dictionaries": {
             str(site): {"name": d.name, "average_l0": d.average_l0, "d_sae": d.d_sae}

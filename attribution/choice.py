@@ -33,13 +33,19 @@ def strongest(effects: Effects, n: int | None) -> dict[Site, Tensor]:
     return dict(zip(effects.sites, parts, strict=True))
 
 
+NO_LATENTS: Sequence[LatentNode] = []
+"""To be given where no latent is to become a node; an empty list of a user's is a mistake."""
+
+
 def check_latents(model: SplicedModel, ids: Tensor, latents: Sequence[LatentNode]) -> None:
     """Refuse latents that no prompt of this length can switch on.
 
     Raises:
-        UserError: something else than a latent, one that its site does not have, or one at a
-            position that does not exist or is not read.
+        UserError: none, unless it is `NO_LATENTS`; something else than a latent, one that its site
+            does not have, or one at a position that does not exist or is not read.
     """
+    if not latents and latents is not NO_LATENTS:
+        raise UserError("latents=[]; name at least one, or leave it out for max_latents of them")
     for node in latents:
         if not isinstance(node, LatentNode):
             raise UserError(
@@ -50,13 +56,22 @@ def check_latents(model: SplicedModel, ids: Tensor, latents: Sequence[LatentNode
 
 
 def given(effects: Effects, latents: Sequence[LatentNode]) -> dict[Site, Tensor]:
-    """Those of `latents` that are on, on the prompt or in the reference: a mask `[n]` a site."""
+    """Those of `latents` that are on, on the prompt or in the reference: a mask `[n]` a site.
+
+    Raises:
+        UserError: latents are named and none of them is on.
+    """
     wanted = {(node.site, node.pos, node.latent) for node in latents}
     masks = {}
     for site, here in effects.sites.items():
         pairs = zip(here.pos.tolist(), here.latent.tolist(), strict=True)
         mask = torch.tensor([(site, *pair) in wanted for pair in pairs], dtype=torch.bool)
         masks[site] = mask.to(here.acts.device)
+    if wanted and not any(mask.any() for mask in masks.values()):
+        raise UserError(
+            f"none of the {len(wanted)} latents named is active on the prompt, among them "
+            f"{latents[0]}; name active ones: total_effects(...).strongest(n)"
+        )
     return masks
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,7 +113,7 @@ def gradients(
             embedding=embed,
             output=score.output,
         )
-        values = checked(score(read), len(ids))
+        values = checked(score(read), len(ids), {**outputs, "the output": read})
         wanted = [start[0], *results.values()]
         grads = torch.autograd.grad(values.sum(), wanted, allow_unused=True)
     zeros = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, grads, strict=True)]
@@ -146,8 +147,15 @@ class _HeldErrors:
         return written.detach() + change.to(written.dtype)
 
 
-def checked(values: Tensor, batch: int) -> Tensor:
-    """A metric's values, one a row, finite and with a gradient."""
+def checked(values: Tensor, batch: int, computed: Mapping[Any, Any]) -> Tensor:
+    """A metric's values, one a row, finite and with a gradient.
+
+    Args:
+        computed: What the model computed on the way, in order, by where that was.
+
+    Raises:
+        UserError: they are not.
+    """
     if not isinstance(values, Tensor) or values.shape != (batch,):
         came = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise UserError(f"a metric gives one number a row, [{batch}]; this one gave {came}")
@@ -158,6 +166,12 @@ def checked(values: Tensor, batch: int) -> Tensor:
             "the metric has no gradient; compute it with torch alone from what the model computes"
         )
     if not values.isfinite().all():
+        for where, what in computed.items():
+            if isinstance(what, Tensor) and not what.isfinite().all():
+                raise UserError(
+                    f"what the model itself computes is not finite at {where}; check its weights, "
+                    "or load it with dtype=torch.float32"
+                )
         raise UserError("the metric is not finite on this prompt; choose another metric or target")
     return values
 

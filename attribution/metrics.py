@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -172,6 +173,9 @@ def logit_diff(prompt: Prompt | str, foil: str | None = None, *, pos: int = -1) 
     Args:
         prompt: A `Prompt` with target and foil, or the target itself, followed by the foil.
         pos: The position at which the answer is read; negative ones count from the end.
+
+    Raises:
+        UserError: no target or no foil, or the same word for both.
     """
     target, foil = _pair(prompt, foil)
 
@@ -225,9 +229,16 @@ def prob_diff(
         name: Of the metric, without the position; by default it lists the words, or of four or more
             the first and the last, with 8 digits that tell the list from others.
         pos: The position at which the answer is read; negative ones count from the end.
+
+    Raises:
+        UserError: a word in the place of a list, or the same words on both sides, or none.
     """
     if isinstance(targets, str) or isinstance(foils, str):
         raise UserError("prob_diff compares lists of words; write [word] for a single one")
+    if Counter(targets) == Counter(foils):
+        raise UserError(
+            f"prob_diff of {list(targets)} and {list(foils)} is always 0; give words that differ"
+        )
 
     def bound(model: SplicedModel) -> Score:
         plus = [model.token_id(word) for word in targets]
@@ -293,6 +304,10 @@ def _pair(prompt: Prompt | str, foil: str | None) -> tuple[str, str]:
     if foil is None:
         raise UserError(
             "a logit difference needs a foil; give Prompt(..., foil=...), or use logit()"
+        )
+    if target == foil:
+        raise UserError(
+            f"{target!r} is both target and foil, so their difference is 0; give another foil"
         )
     return target, foil
 

@@ -62,12 +62,16 @@ def direction(hook_point: str, vector: Tensor, pos: int = -1, *, name: str | Non
             that tell the vector from others.
 
     Raises:
-        UserError: a hook point without positions. When the metric is read: one that the model does
-            not have, or a vector of another shape than the tensor.
+        UserError: a hook point without positions, or a vector of zeros. When the metric is read:
+            one that the model does not have, or a vector of another shape than the tensor.
     """
     if not isinstance(vector, Tensor) or not vector.is_floating_point():
         came = vector.dtype if isinstance(vector, Tensor) else type(vector).__name__
         raise UserError(f"a direction is a tensor of floating-point numbers; got {came}")
+    if not vector.any():
+        raise UserError(
+            f"a direction of {vector.numel()} zeros measures nothing; give one with a length"
+        )
     if not isinstance(hook_point, str):
         raise UserError(
             f"a hook point is a name, such as blocks.3.hook_resid_post; got {hook_point!r}"

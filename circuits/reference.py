@@ -118,15 +118,21 @@ def corrupted_reference(model: SplicedModel, prompt: Prompt) -> Reference:
     """The values on the prompt's corrupted partner.
 
     Raises:
-        UserError: there is no partner, or its number of tokens differs.
+        UserError: there is no partner, its number of tokens differs, or it is the prompt itself.
     """
     if not isinstance(prompt, Prompt) or prompt.corrupted is None:
         raise UserError(f"{prompt!r} has no corrupted partner; give Prompt(..., corrupted=...)")
-    n_clean, n_corrupted = (model.tokens(t).shape[1] for t in (prompt.text, prompt.corrupted))
+    clean, corrupted = (model.tokens(text)[0] for text in (prompt.text, prompt.corrupted))
+    n_clean, n_corrupted = len(clean), len(corrupted)
     if n_clean != n_corrupted:
         raise UserError(
             f"the clean prompt has {n_clean} tokens and the corrupted one {n_corrupted}; "
             "they must be equally long, so that positions correspond"
+        )
+    if clean.equal(corrupted):
+        raise UserError(
+            f"the corrupted partner of {prompt.text!r} is the prompt itself, so nothing would "
+            "change; give one that differs"
         )
     return Reference("corrupted", model.trace(prompt.corrupted))
 

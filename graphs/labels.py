@@ -23,6 +23,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
+from attribution.fingerprint import check_weights
 from circuits import LatentNode, Site, SplicedModel
 from circuits.families import family_of
 from circuits.interventions import check_latent
@@ -45,9 +46,10 @@ def label_latents(
             own prompt if the model has none.
 
     Raises:
-        UserError: a latent of the graph that the model's dictionaries do not have, or a text that
-            the model cannot read.
+        UserError: a latent of the graph that the model's dictionaries do not have, a graph of other
+            weights, or a text that the model cannot read.
     """
+    check_weights(model, graph.provenance, "the graph")
     own_prompt = graph.provenance.get("prompt", {}).get("text")
     chosen = _listed(model.example_texts or (own_prompt,) if texts is None else texts)
     labels = labels_of(model, graph.latents(), chosen)

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import networkx as nx
 
+from attribution.fingerprint import differ
 from circuits.errors import UserError
 from circuits.nodes import Node
 from graphs.graph import AttributionGraph
@@ -44,6 +45,10 @@ def with_measured(
     if graph.provenance.get("measured") != settings:
         nx.set_node_attributes(digraph, dict.fromkeys(digraph), "measured")
     for row in rows:
+        if not hasattr(row, "node") or not hasattr(row, "measured"):
+            raise UserError(
+                f"{row!r} is no measurement of a node; give what ablate_each(...) returns"
+            )
         if row.node not in digraph:
             raise UserError(
                 f"{row.node} was measured but is not in the graph; "
@@ -63,6 +68,11 @@ def _check_same_question(graph: AttributionGraph, measured: dict[str, Any]) -> N
                 f"the graph's {key} is {here!r} and the measurements' {there!r}; "
                 "measure what the graph explains"
             )
+    if differ(graph.provenance, measured):
+        raise UserError(
+            "the graph and the measurements are of other weights under the same name; "
+            "measure with the model that the graph was made with, or make the graph again"
+        )
 
 
 def _text(value: Any) -> Any:

@@ -109,7 +109,10 @@ def local_pass(
             output=tuple(metric.output for metric in explained),
             watch={name: keep(name) for name in watched(model)},
         )
-        values = [checked(metric(out), 1) for metric, out in zip(explained, outputs, strict=True)]
+        values = [
+            checked(metric(out), 1, {"the output": out})
+            for metric, out in zip(explained, outputs, strict=True)
+        ]
         scores = torch.cat(values)
     layers = tuple(layer_maps(model, layer, seen, freeze) for layer in range(model.n_layers))
     return LocalPass(inputs, leaves, scores, reads[0], freeze, layers)

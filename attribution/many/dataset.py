@@ -15,6 +15,7 @@ replicates, `8 B max(N, max_edges)` bytes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from attribution.attribute import attribute, edge_rule, record
 from attribution.bootstrap import checked_draws
+from attribution.choice import NO_LATENTS
 from attribution.digest import digest
 from attribution.effects import GRADIENT_X_ACTIVATION, total_effects
 from attribution.gradients import check_convention
@@ -39,7 +41,7 @@ from attribution.many.pooling import (
     effect_arrays,
     node_row,
 )
-from attribution.many.prompt_store import PromptStore, fingerprint, open_store, prompt_key
+from attribution.many.prompt_store import PromptStore, open_store, prompt_key
 from attribution.many.statistics import statistics
 from attribution.many.tables import DatasetAttribution
 from attribution.metrics import (
@@ -103,13 +105,15 @@ def attribute_dataset(
         path: A folder for what was computed of each prompt. A run with the same folder and settings
             goes on where an earlier one stopped, also with other prompts, metrics, or choices of
             nodes. Metrics and references are known by their names alone: give a new folder where
-            a function of the same name has changed. A temporary one by default.
+            a function of the same name has changed; one without a name is refused. A temporary
+            one by default.
         n_bootstrap: Replicates of the intervals.
         seed: Of the intervals.
 
     Raises:
-        UserError: an option that does not exist, prompts of several lengths with `aligned`
-            positions, a metric without a gradient, or a folder with something else in it.
+        UserError: an option that does not exist, a prompt given more than once, prompts of several
+            lengths with `aligned` positions, a metric without a gradient, or a folder with
+            something else in it.
     """
     _check_options(positions, metric, reference, downstream, memory)
     max_latents = whole_number("max_latents", max_latents)
@@ -117,6 +121,8 @@ def attribute_dataset(
     n_bootstrap, seed = checked_draws(n_bootstrap, seed)
     freeze = Freeze.of(attention=attention, norms=norms, mlp=mlp, points=points)
     n_pos = _common_length(model, prompts, positions)
+    if path is not None:
+        _check_named(metric(prompts[0]))
     how = {"downstream": downstream, "attention": attention, "norms": norms, "mlp": mlp}
     run = _Run(
         model=model,
@@ -137,7 +143,7 @@ def attribute_dataset(
     }
     told = record(model, None, _name(metric), settings)
     bootstrap = {"n_bootstrap": n_bootstrap, "seed": seed}
-    with open_store(path, {} if path is None else _dependencies(model, told, reference)) as store:
+    with open_store(path, {} if path is None else _dependencies(told, reference)) as store:
         names = score_nodes(run, store)
         keys = choose_latents(run.space, store, names, max_latents)
         rows = (node_row(keys, arrays) for arrays in each(store, names, "nodes"))
@@ -209,7 +215,7 @@ def score_edges(run: _Run, store: PromptStore, keys: Keys, names: Sequence[str])
                 run.model,
                 prompt,
                 _metric(run, prompt),
-                latents=chosen_latents(keys, store.read(name)),
+                latents=chosen_latents(keys, store.read(name)) or NO_LATENTS,
                 reference=run.reference(prompt),
                 **run.options,
             )
@@ -232,6 +238,12 @@ def _common_length(
         raise UserError(f"give a list of prompts; got {type(prompts).__name__}")
     if not prompts:
         raise UserError("no prompts given; give at least one")
+    twice = next((prompt for prompt, n in Counter(map(repr, prompts)).items() if n > 1), None)
+    if twice is not None:
+        raise UserError(
+            f"{twice} is given more than once, which makes intervals too narrow; "
+            "give each prompt once: list(dict.fromkeys(prompts))"
+        )
     lengths = sorted({model.tokens(prompt).shape[1] for prompt in prompts})
     if positions == "summed":
         return None
@@ -272,20 +284,26 @@ def _reference_name(reference: ReferenceOf | None, prompt: str | Prompt) -> str:
     return made.name
 
 
-def _dependencies(
-    model: SplicedModel, told: dict[str, Any], reference: ReferenceOf | None
-) -> dict[str, Any]:
+def _dependencies(told: dict[str, Any], reference: ReferenceOf | None) -> dict[str, Any]:
     """What all numbers in a store depend on, but for the prompt and its metric."""
     return {
-        **{key: told[key] for key in ("model", "dtype", "dictionaries")},
+        **{key: told[key] for key in ("model", "dtype", "dictionaries", "weights")},
         **told["settings"],
         "reference function": None if reference is None else _name(reference),
-        "weights": fingerprint(model),
     }
 
 
 def _d_sae(model: SplicedModel) -> dict[Site, int]:
     return {site: model.dictionaries.summary(site).d_sae for site in model.sites}
+
+
+def _check_named(metric: Metric | Targets | Score) -> None:
+    """Refuse a function that a folder cannot tell from others."""
+    if callable(metric) and getattr(metric, "__name__", "<lambda>") == "<lambda>":
+        raise UserError(
+            f"path= tells metrics apart by their names, and {metric!r} has none; "
+            "write it as a function with def and a name of its own"
+        )
 
 
 def _name(function: Callable[..., Any]) -> str:

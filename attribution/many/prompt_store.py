@@ -6,7 +6,6 @@ all depend on is in `settings.json`, and a folder with other settings is refused
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,17 +17,14 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
-from torch import Tensor
 
 from attribution.digest import digest
-from circuits import Prompt, SplicedModel, UserError
+from circuits import Prompt, UserError
 from circuits.files import write_atomically
 from circuits.formats.array_files import read_json
 
 SETTINGS = "settings.json"
 FORMAT = "gemma-circuits effects by prompt"
-SAMPLES = 32
-"""Values of each axis of an array that its fingerprint is made of."""
 
 
 @dataclass(frozen=True)
@@ -91,26 +87,6 @@ def open_store(path: str | Path | None, settings: Mapping[str, Any]) -> Iterator
 def prompt_key(prompt: str | Prompt, metric: str) -> str:
     """A file name made from a prompt and the name of its metric."""
     return digest([asdict(prompt) if isinstance(prompt, Prompt) else prompt, metric])
-
-
-def fingerprint(model: SplicedModel) -> str:
-    """What tells a model and its dictionaries from others of the same name and shapes.
-
-    From a grid of values of every array: weights that were trained differ, a single edited one
-    may not. Reads every dictionary once.
-    """
-    found = hashlib.sha256()
-    for name, weight in model.bridge.original_model.named_parameters():
-        found.update(f"{name} {tuple(weight.shape)}".encode() + _sample(weight))
-    for site in model.sites:
-        for name, array in model.dictionaries[site].arrays.items():
-            found.update(f"{site} {name} {tuple(array.shape)}".encode() + _sample(array))
-    return found.hexdigest()[:32]
-
-
-def _sample(array: Tensor) -> bytes:
-    grid = tuple(slice(None, None, -(-n // SAMPLES) or 1) for n in array.shape)
-    return array.detach()[grid].float().cpu().numpy().tobytes()
 
 
 def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:

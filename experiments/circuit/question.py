@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attribution import Metric, Targets
+from attribution.fingerprint import check_weights
 from attribution.gradients import check_convention
 from attribution.metrics import Score, metric_name
 from circuits import ErrorNode, LatentNode, Prompt, Reference, SplicedModel, UserError
@@ -76,6 +77,8 @@ class CircuitQuestion:
             UserError: nodes of another prompt or model, or an unknown convention.
         """
         _check(downstream, errors)
+        if isinstance(nodes, AttributionGraph):
+            check_weights(model, nodes.provenance, "the graph")
         given: Any = metric
         if isinstance(prompts, str | Prompt):
             ids = one_prompt(model, prompts)

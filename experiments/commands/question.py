@@ -173,6 +173,7 @@ def _from_task(asked: Asked) -> Question:
 
 def _from_graph(asked: Asked) -> Question:
     """The question that a saved graph answers."""
+    from attribution.fingerprint import check_weights
     from circuits import Prompt, UserError
     from graphs import AttributionGraph
 
@@ -197,6 +198,7 @@ def _from_graph(asked: Asked) -> Question:
     again = recorded.get("dictionaries_from") if asked.loading.model is None else None
     model = asked.loading.otherwise(model=name, sites=kinds, dictionaries=again).load()
     _check_dictionaries(model, files, asked.subject)
+    check_weights(model, recorded, asked.subject)
     _check_pair(model, prompt)
     metric = _same_metric(recorded, prompt, model, asked.subject)
     return Question(model, prompt, metric, task=recorded.get("task"), graph=graph)

@@ -12,6 +12,7 @@ from scipy import sparse
 from torch import Tensor
 
 from attribution import Attribution, Metric, Targets
+from attribution.fingerprint import check_weights
 from attribution.metrics import Score, metric_name
 from circuits import (
     ErrorNode,
@@ -127,7 +128,7 @@ def check_graph_of(
     metric: Metric | Targets | Score,
     graph: Attribution | AttributionGraph,
 ) -> None:
-    """Refuse what is no graph, or one of another prompt or metric."""
+    """Refuse what is no graph, or one of another prompt, metric or model."""
     if not isinstance(graph, Attribution | AttributionGraph):
         raise UserError(
             f"got {type(graph).__name__}; give what attribute(...) returns, or a graph made from it"
@@ -146,6 +147,7 @@ def check_graph_of(
             f"the graph explains {sorted(strange)[0]!r} and the metric is "
             f"{metric_name(metric)!r}; give the metric that the graph was made with"
         )
+    check_weights(model, graph.provenance, "the graph")
 
 
 def _of_nodes(graph: Attribution | AttributionGraph) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from attribution.digest import digest
+from attribution.fingerprint import check_weights
 from circuits import SplicedModel, UserError, load
 from circuits.files import write_atomically
 from circuits.formats.array_files import read_json
@@ -65,17 +66,20 @@ def run_study(
         model: The study's model, if it is loaded already.
 
     Raises:
-        UserError: the folder holds a study with other settings or prompts, or something else, or a
-            cell cannot be run; finished cells stay.
+        UserError: the folder holds a study with other settings, prompts or weights, or something
+            else, or a cell cannot be run; finished cells stay.
     """
     folder = Path(folder)
     _open(folder, study)
     todo = [cell for cell in study.cells() if not cell_path(folder, cell).exists()]
-    if todo:
-        model = model or load(
+    if todo and model is None:
+        model = load(
             study.model, dictionaries=study.dictionaries, sites=study.sites, width=study.width,
             l0=study.l0,
         )  # fmt: skip
+    if model is not None:
+        for path in (folder / "cells").glob("*.json"):
+            check_weights(model, read_json(path).get("provenance", {}), path)
         material = _prepare(model, study, {cell.task for cell in todo}, folder)
         for cell in tqdm(todo, f"study {study.name}", unit="cell", disable=None):
             result = run_cell(model, study, cell, material[cell.task, cell.seed])

@@ -3,10 +3,12 @@
 import tracemalloc
 from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pandas.testing import assert_frame_equal
 
 import attribution.many.dataset
@@ -299,12 +301,33 @@ def test_one_prompt_has_no_intervals(model):
         ({"metric": kl}, "no gradient on the clean run"),
         ({"metric": log_prob, "prompts": [Prompt("w1 w2")]}, "no target"),
         ({"reference": "mean"}, "give a function from a prompt to its reference"),
+        ({"prompts": [*TEXTS, TEXTS[1]]}, "'w2 w5 w9' is given more than once"),
+        ({"prompts": [Prompt("w1 w2"), Prompt("w1 w2")]}, r"Prompt\(text='w1 w2'.* more than once"),
     ],
 )
 def test_mistakes_are_one_sentence(model, given, message):
     options = {"prompts": TEXTS, "metric": third_over_fourth, **given}
     with pytest.raises(UserError, match=message):
         attribute_dataset(model, options.pop("prompts"), options.pop("metric"), **options)
+
+
+@pytest.mark.parametrize("made", [lambda logits: logits[:, -1, 5], partial(torch.select, dim=1)])
+def test_a_folder_takes_no_metric_without_a_name(model, tmp_path, made):
+    """It would give back the numbers of another one."""
+    with pytest.raises(UserError, match="has none; write it as a function with def"):
+        attribute_dataset(model, TEXTS, lambda prompt: made, path=tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_prompt_on_which_no_chosen_latent_is_on_has_edges(model):
+    """Those of its errors, tokens and biases to the logit."""
+    options = {"positions": "summed", "max_latents": 1, "n_bootstrap": 100}
+    result = attribute_dataset(model, ["w1 w5 w9", "w12"], third_over_fourth, **options)
+    (latent,) = result.nodes_table().query("kind == 'latent'").to_dict("records")
+    assert latent["active"] == 0.5
+    edges = result.edges_table().set_index("target")
+    assert set(edges.active[latent["node"]]) == {0.5}
+    assert set(edges.active["logit/third_over_fourth"]) == {1}
 
 
 def test_memory_does_not_grow_with_the_number_of_prompts(tmp_path):

@@ -1,5 +1,6 @@
 """Metrics are what their formulas say, at the position at which they are read."""
 
+import re
 from typing import Any
 
 import pytest
@@ -20,8 +21,19 @@ from attribution import (
     total_effects,
 )
 from attribution.metrics import bind
-from circuits import LatentNode, Logits, Prompt, Site, UserError, zero, zero_reference
-from tests.random_gemma import TEXT
+from circuits import (
+    LatentNode,
+    Logits,
+    Prompt,
+    Site,
+    UserError,
+    corrupted_reference,
+    load_gemma,
+    splice,
+    zero,
+    zero_reference,
+)
+from tests.random_gemma import TEXT, random_dictionaries
 
 PROMPT = Prompt(TEXT, target="w3", foil="w4")
 WORD: Any = "w3"  # where something else is expected
@@ -109,7 +121,15 @@ def test_a_plain_function_is_a_metric(model):
         (lambda m: attribute(m, TEXT, kl(TEXT)), "no gradient on the clean run"),
         (lambda m: attribute(m, TEXT, WORD), "is no metric"),
         (lambda m: prob_diff("w3", ["w4"]), "lists of words"),
+        (lambda m: prob_diff([], []), "is always 0"),
+        (lambda m: prob_diff(["w3", "w4"], ["w4", "w3"]), "is always 0"),
+        (lambda m: logit_diff("w3", "w3"), "is both target and foil"),
+        (lambda m: logit_diff(Prompt(TEXT, target="w3", foil="w3")), "is both target and foil"),
         (lambda m: total_effects(m, TEXT, logit("w3"), reference=WORD), "a reference is made"),
+        (
+            lambda m: corrupted_reference(m, Prompt(TEXT, corrupted=f"{TEXT} ")),
+            "is the prompt itself",
+        ),
         (
             lambda m: total_effects(m, TEXT, logit("w3"), reference=zero_reference(m, "w1 w2")),
             "the reference has 3 tokens and the prompt 11",
@@ -124,6 +144,22 @@ def test_a_plain_function_is_a_metric(model):
 def test_bad_input_gets_one_sentence(model, call, message):
     with pytest.raises(UserError, match=message):
         call(model)
+
+
+def test_a_model_that_is_not_finite_is_told_from_a_metric(gemma_folder):
+    """The first site after a weight that is NaN is named; of one after the last site, the output.
+
+    A metric that is not finite itself is in `test_bad_input_gets_one_sentence`.
+    """
+    bridge = load_gemma(str(gemma_folder), device="cpu")
+    broken = splice(bridge, random_dictionaries(), name="random")
+    weights = dict(bridge.original_model.named_parameters())
+    for name, where in (("model.norm", "the output"), ("layers.1.*down_proj", r"mlp\.1")):
+        (weight,) = (w for key, w in weights.items() if re.search(name, key))
+        with torch.no_grad():
+            weight.fill_(float("nan"))
+        with pytest.raises(UserError, match=f"the model itself computes is not finite at {where}"):
+            attribute(broken, TEXT, logit("w3"))
 
 
 def test_attribution_does_not_mind_no_grad(model):

@@ -55,6 +55,14 @@ def target_latent(model, kind):
     return LatentNode(site, int(t.latent[t.pos == POS][0]), POS)
 
 
+def off(model):
+    """Two latents that are off on the prompt."""
+    site = Site(2, "mlp")
+    t = model.trace(TEXT).sites[site]
+    on = t.latent[t.pos == POS].tolist()
+    return [LatentNode(site, i, POS) for i in range(t.d_sae) if i not in on][:2]
+
+
 TARGETS = {
     **{kind: lambda m, kind=kind: latent(target_latent(m, kind)) for kind in KINDS},
     "residual": lambda m: direction("blocks.1.hook_resid_post", vector(D_MODEL), POS),
@@ -296,6 +304,7 @@ def test_bad_targets_get_one_sentence(model, metric, message):
             "at_most=2.5; give",
         ),
         (lambda m: direction(cast(Any, 3), vector(D_MODEL)), "a hook point is a name"),
+        (lambda m: direction("blocks.1.hook_resid_post", torch.zeros(D_MODEL)), "32 zeros"),
         (lambda m: bind(attention_score(WORD, 1, 4, 2), m), "give their numbers"),
         (lambda m: attribute(WORD, TEXT, logit("w1")), r"give what load\(name\) returns"),
         (
@@ -314,6 +323,8 @@ def test_bad_targets_get_one_sentence(model, metric, message):
             lambda m: attribute(m, TEXT, logit("w1"), latents=[LatentNode(Site(1, "mlp"), 3, 0)]),
             "do not read position 0",
         ),
+        (lambda m: attribute(m, TEXT, logit("w1"), latents=[]), r"latents=\[\]; name at least one"),
+        (lambda m: attribute(m, TEXT, logit("w1"), latents=off(m)), "none of the 2 latents named"),
         (
             lambda m: mixed_reference(latents=WORD, errors=WORD, tokens=WORD),
             "a reference is made by",

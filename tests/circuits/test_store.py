@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from attribution import attribute, logit_diff, total_effects
+from attribution.fingerprint import fingerprint
 from circuits import Site, UserError, splice, zero_reference
 from circuits.loading import store
 from circuits.loading.mapped import open_mapped, save_mapped
@@ -52,6 +53,14 @@ def test_graphs_do_not_depend_on_the_budget(model, streamed):
     here, there = (attribute(m, TEXT, METRIC, max_latents=60) for m in (model, streamed))
     assert here.nodes == there.nodes
     np.testing.assert_allclose(here.edges.toarray(), there.edges.toarray(), rtol=1.3e-6, atol=1e-5)
+
+
+def test_fingerprints_do_not_depend_on_the_budget_and_read_dictionaries_once(
+    model, streamed, monkeypatch
+):
+    assert fingerprint(streamed) == fingerprint(model)
+    monkeypatch.setattr(DictionaryStore, "__getitem__", None)
+    assert fingerprint(streamed) == fingerprint(model)
 
 
 @pytest.mark.parametrize("downstream", ["recompute", "freeze", "drop"])

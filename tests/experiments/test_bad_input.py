@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from experiments.cli import main
 
@@ -179,6 +180,18 @@ def test_a_graph_is_not_tested_with_other_dictionaries(graph, own, tmp_path):
     other = tmp_path / "other.json"
     other.write_text(json.dumps(content))
     assert "was made with another at mlp.1" in refusal("ablate", other, *own)
+
+
+def test_a_graph_is_not_tested_with_other_weights(graph, own, tmp_path):
+    """A model that was trained on, in its folder or in another."""
+    folder = own[own.index("--model") + 1]
+    retrained = shutil.copytree(folder, tmp_path / Path(folder).name)
+    weights = load_file(retrained / "model.safetensors")
+    weights["model.embed_tokens.weight"] *= 1.01
+    save_file(weights, retrained / "model.safetensors", metadata={"format": "pt"})
+    changed = [str(retrained) if word == folder else word for word in own]
+    for command in ("ablate", "faithfulness"):
+        assert "was made with other weights" in refusal(command, graph, *changed)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from attribution.metrics import bind
 from circuits import (
     LatentNode,
     Prompt,
+    Reference,
     Site,
     UserError,
     corrupted_reference,
@@ -192,7 +193,7 @@ def test_every_form_names_the_conventions(model, graph, tmp_path):
 
 def test_where_nothing_is_at_stake_it_refuses(model):
     """Set to the values it has anyway, nothing changes, whatever is ablated."""
-    reference = corrupted_reference(model, Prompt(PROMPT.text, corrupted=PROMPT.text))
+    reference = Reference("same", model.trace(PROMPT))
     with pytest.raises(UserError, match=r"less than 10% of change"):
         faithfulness_curve(model, PROMPT, METRIC, [], sizes=[0], reference=reference, n_random=0)
 

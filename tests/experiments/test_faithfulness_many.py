@@ -10,7 +10,7 @@ from experiments.circuit.cases import CircuitCases, rows_in
 from experiments.circuit.faithfulness import faithfulness_curve
 from experiments.circuit.faithfulness_result import CircuitScore, FaithfulnessCurve
 from experiments.circuit.random_circuits import matched_circuits
-from experiments.kinds import mean_of, patch, resample, zero
+from experiments.kinds import AblationKind, mean_of, patch, resample, zero
 from experiments.pooled import pairs_of
 from experiments.spans import SpanNode, Spans, aligned, whole
 from experiments.statistics import MIB_PROPORTIONS, ratio_interval
@@ -337,16 +337,18 @@ def test_a_graph_s_errors_rank_among_its_latents(model):
 
 
 def test_where_nothing_is_at_stake_it_refuses_or_counts_the_prompts(model):
-    same = Prompt(PROMPTS[0].text, "w19", "w31", corrupted=PROMPTS[0].text)
+    same = Prompt(PROMPTS[0].text, "w19", "w31")  # set to the values that it has anyway
+
+    def values(model, prompt):
+        itself = (Reference("same", model.trace(prompt)),)
+        return itself if prompt is same else patch().references(model, prompt)
+
+    how = {"sizes": [300], "n_random": 0, "reference": AblationKind("patch", values)}
     with pytest.raises(UserError, match=r"less than 10% of change"):
-        faithfulness_curve(model, [same, same], logit_diff, [], sizes=[0], n_random=0)
+        faithfulness_curve(model, [same, same], logit_diff, [], **how)
     nodes = all_nodes(model, aligned(model, PROMPTS), patch(), "kept")
-    curve = faithfulness_curve(
-        model, [*PROMPTS, same], logit_diff, shuffled(nodes), sizes=[300], n_random=0
-    )
-    without = faithfulness_curve(
-        model, PROMPTS, logit_diff, shuffled(nodes), sizes=[300], n_random=0
-    )
+    curve = faithfulness_curve(model, [*PROMPTS, same], logit_diff, shuffled(nodes), **how)
+    without = faithfulness_curve(model, PROMPTS, logit_diff, shuffled(nodes), **how)
     assert curve.n_flat == without.n_flat + 1
     assert curve.scores[0].example_high == pytest.approx(without.scores[0].example_high, abs=1e-4)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from attribution import integrated_effects, logit, logit_diff, total_effects
-from circuits import Prompt, UserError, corrupted_reference
+from circuits import Prompt, Reference, UserError, corrupted_reference
 from circuits.freeze import Freeze
-from experiments.kinds import mean_of, patch, zero
+from experiments.kinds import AblationKind, mean_of, patch, zero
 from experiments.methods import METHODS, Question, method_named, relp_effects
 from experiments.planted import blind_spots, circuit_nodes, planted_model, question, score_ranking
 from experiments.planted.case import Case
@@ -137,8 +137,8 @@ def test_the_kind_of_ablation_is_the_baseline(asked):
     kinds = (patch(), zero(), mean_of(PROMPTS))
     ranks = method_named("activation size").rank
     assert len({tuple(ranks(replace(asked, kind=kind))) for kind in kinds}) == 3
-    alike = [Prompt(text, target="w19", foil="w31", corrupted=text) for text in TEXTS]
-    nodes, scores = METHODS["gradient x activation"].score(replace(asked, prompts=alike))
+    alike = AblationKind("same", lambda model, prompt: (Reference("same", model.trace(prompt)),))
+    nodes, scores = METHODS["gradient x activation"].score(replace(asked, kind=alike))
     assert not any(s for node, s in zip(nodes, scores, strict=True) if node.latent is not None)
 
 

@@ -7,11 +7,11 @@ import pytest
 from scipy.stats import binomtest
 
 from attribution import attribute, logit_diff
-from circuits import Prompt, Site, UserError
+from circuits import Reference, Site, UserError
 from experiments.circuit.cases import CircuitCases
 from experiments.circuit.drop_one import draw_others, minimality, verdicts
 from experiments.circuit.faithfulness import faithfulness_curve
-from experiments.kinds import patch
+from experiments.kinds import AblationKind, patch
 from experiments.planted import NUMBERS, planted_model, question
 from experiments.planted.model import latent
 from experiments.planted.truth import circuit_nodes
@@ -183,6 +183,11 @@ def test_every_form_names_the_conventions(result, tmp_path):
     assert "<svg" in result.plot(tmp_path / "m.svg").read_text()
 
 
+def itself(model, prompt):
+    """Nothing changes."""
+    return (Reference("same", model.trace(prompt)),)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -193,7 +198,7 @@ def test_every_form_names_the_conventions(result, tmp_path):
         ({"matched": "layer"}, "choose site or span"),
         ({"downstream": "drop"}, "errors='removed' in the place of drop"),
         ({"batch_size": 0}, "from 1 on"),
-        ({"prompts": [Prompt("w1", "w2", "w3", "w1")] * 2, "nodes": "any"}, "less than 10% of"),
+        ({"reference": AblationKind("same", itself)}, "less than 10% of"),
     ],
 )
 def test_bad_arguments_are_refused(model, cases, circuit, changed, message):

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from circuits import UserError, load
@@ -187,6 +188,22 @@ def test_cells_are_not_set_beside_those_of_other_prompts(model, tmp_path, added)
     assert len(list((folder / "cells").iterdir())) == 1
     write_pairs(path, KINDS)
     assert curves(run_study(small(**how | added), folder, model=model))[0] == curves(report)[0]
+    assert len(list((folder / "cells").iterdir())) == 2
+
+
+def test_cells_are_not_set_beside_those_of_other_weights(model, tmp_path):
+    """Neither in the same declaration nor in one of other cells, which a third would join."""
+    how = {"tasks": TASKS_HERE[:1], "sizes": (5,), "n_random": 0}
+    folder = tmp_path / "study"
+    run_study(small(**how, methods=("random",)), folder, model=model)
+    retrained = load("tiny")
+    with torch.no_grad():
+        next(retrained.bridge.original_model.parameters()).mul_(1.01)
+    for methods in (("random", "activation size"), ("activation size",), ("random",)):
+        with pytest.raises(UserError, match=r"\.json was made with other weights than tiny"):
+            run_study(small(**how, methods=methods), folder, model=retrained)
+    assert len(list((folder / "cells").iterdir())) == 1
+    run_study(small(**how, methods=("random", "activation size")), folder, model=load("tiny"))
     assert len(list((folder / "cells").iterdir())) == 2
 
 

@@ -55,3 +55,9 @@ def test_one_caption_speaks_for_all_numbers_that_are_shown(other):
     assert "Measured: reference zero." in caption(joined)
     said = [sentence for sentence in caption(replaced) if sentence.startswith("Measured")]
     assert said == (["Measured: reference corrupted."] if other else [])
+
+
+@pytest.mark.parametrize("row", [1, "resid.0/latent.1@2", TokenNode(1)])
+def test_what_is_no_measurement_is_refused(row):
+    with pytest.raises(UserError, match="is no measurement of a node; give what ablate_each"):
+        with_measured(random_graph(0), [row])
