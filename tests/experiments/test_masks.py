@@ -1,18 +1,16 @@
 """A masked pass is an edit by hand, its gradient a difference quotient, and descent finds what was
 planted."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from attribution import logit_diff
 from attribution.metrics import bind
-from circuits import LatentNode, Prompt, Site, UserError, splice
+from circuits import LatentNode, Prompt, Reference, Site, UserError, splice
 from circuits.interventions import Intervention, edits
 from experiments.circuit.cases import CircuitCases
-from experiments.kinds import patch, resample, zero
+from experiments.kinds import AblationKind, patch, resample, zero
 from experiments.masks import START, MaskedPrompt, learn_masks
 from experiments.planted import circuit_nodes, planted_model, question
 from experiments.pooled import baseline, pooled_effects
@@ -228,6 +226,11 @@ def test_a_node_that_no_prompt_has_only_costs(model):
 # mistakes
 
 
+def itself(model, prompt):
+    """Nothing changes."""
+    return (Reference("same", model.trace(prompt)),)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -242,7 +245,7 @@ def test_a_node_that_no_prompt_has_only_costs(model):
         ({"sparsity": -1.0}, "sparsity=-1.0"),
         ({"n_steps": 0}, "n_steps=0"),
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
-        ({"prompts": [replace(p, corrupted=p.text) for p in PROMPTS]}, "nothing to keep"),
+        ({"kind": AblationKind("same", itself)}, "nothing to keep"),
     ],
 )
 def test_mistakes_are_told(model, changed, message):
