@@ -69,7 +69,8 @@ def test_an_empty_cache():
 
 
 def test_the_hub_s_own_names_are_the_same_models():
-    assert plan(MODEL, dictionaries=MODEL) == plan("gemma-2-2b")
+    planned = plan("gemma-2-2b")  # what memory is free changes from one moment to the next
+    assert replace(plan(MODEL, dictionaries=MODEL), memory=planned.memory) == planned
     with pytest.raises(UserError, match="the name of a model is empty"):
         plan("")
 
