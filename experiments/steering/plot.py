@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from circuits.errors import first_of
+
 if TYPE_CHECKING:
     from experiments.steering.result import SteeringCurve
 
@@ -19,9 +21,10 @@ def steering_figure(curve: SteeringCurve) -> Figure:
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     names = [str(node).removesuffix("@all") for node in curve.nodes]
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     mode, downstream = curve.conventions["mode"], curve.conventions["downstream"]
-    figure.suptitle(f"{shown}, mode {mode}, downstream {downstream}", fontsize=10, parse_math=False)
+    figure.suptitle(
+        f"{first_of(names)}, mode {mode}, downstream {downstream}", fontsize=10, parse_math=False
+    )
     if mode == "set":  # else the clean metric is the response at dose 0
         left.axhline(curve.clean.mean(), color="0.4", lw=0.8, ls=":", label="clean")
     low, high = _curve(left, curve, "response", "low", "high", "random")
