@@ -14,18 +14,21 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
 from attribution.baseline import changes_of, integrated_from
 from attribution.choice import check_latents, given, influential, strongest, within
-from attribution.edges.direct import WORKING_MEMORY, Stretches, direct_effects
+from attribution.edges.direct import WORKING_MEMORY, Stretches
 from attribution.edges.expectation import Forecast, expected
+from attribution.edges.influences import node_influences
 from attribution.edges.local_pass import local_pass
 from attribution.edges.node_table import NodeTable
 from attribution.effects import Effects, total_effects
 from attribution.fingerprint import weights_of
+from attribution.influence import check_share, least_kept
 from attribution.metrics import Metric, Score, Targets, bind_all
 from circuits import (
     LatentNode,
@@ -70,6 +73,9 @@ class Attribution:
         target_grads: `d metric / d pre-activation` of each latent, the weight of a logit node (1 if
             it is alone), 0 for nodes that are no targets, `[n]`. An edge times this is its share
             of the metric.
+        influences: Where `keep_influence` was given, each node's influence on the output through
+            all edges, `[n]`, float64: edges are here between those nodes alone that carry this
+            share of it, and tokens and logit nodes. `None` where all edges are here.
         metric_value: The metric on the clean prompt; of several targets their weighted sum.
         words: The prompt's tokens as text.
         provenance: Model, dictionaries, prompt, metric, settings, versions; JSON-able.
@@ -85,6 +91,7 @@ class Attribution:
     metric_value: float
     words: tuple[str, ...]
     provenance: dict[str, Any]
+    influences: Tensor | None = None
 
     def __repr__(self) -> str:
         metric = f"{self.provenance['metric']} = {self.metric_value:+.4g}"
@@ -105,6 +112,7 @@ def attribute(
     mlp: str = "jacobian",
     points: int = POINTS,
     reference: Reference | None = None,
+    keep_influence: float | None = None,
     memory: str | int | None = None,
 ) -> Attribution:
     """Score the latents that move `metric`, and the edges between them.
@@ -138,14 +146,20 @@ def attribute(
         reference: Baseline of effects and edges; zero by default. Against another one a source
             counts by what it adds on the prompt less what it adds there, biases count nothing, and
             latents that are off on the prompt but on in the reference are sources too.
+        keep_influence: Store edges only between the nodes that carry this share of the influence
+            on the output, 0 to 1; those of others are counted and let go. Then `prune`, with this
+            share or a smaller one, gives what it gives of all edges, from a small part of them:
+            less time and far less memory where there are very many latents.
         memory: What one batch of targets may take besides the edges, for example `"1GB"`; 256 MB
             by default.
 
     Raises:
-        UserError: an option that does not exist, a metric that gives no gradient, or `latents` of
-            which none is active.
+        UserError: an option that does not exist, a metric that gives no gradient, `latents` of
+            which none is active, or `keep_influence` where edges are not finite.
     """
     check_question(model, prompt)
+    if keep_influence is not None:
+        check_share("keep_influence", keep_influence)
     max_latents = number_or_none("max_latents", max_latents, "all")
     if choose not in ("effect", "influence"):
         raise UserError(f"choose={choose!r}; choose latents by effect or by influence")
@@ -172,12 +186,18 @@ def attribute(
         return Stretches.of(model, node_table(effects, chosen, metric), cut, budget, reference)
 
     chosen = _choice(effects, latents, choose, max_latents, weights, stretches)
-    table = node_table(effects, chosen, metric)
-    edges = direct_effects(model, table, cut, reference=reference, memory=budget)
+    between = stretches(chosen)
+    table, influences, kept = between.table, None, None
+    if keep_influence is not None:
+        influences = node_influences(between, table.outputs(weights))
+        kept = _carriers(table, influences, keep_influence)
+        between = between.among(kept)
+    edges = between.edges()
     query_key = None
     if not freeze.attention:  # what is left of the edges once patterns are held
-        held = local_pass(model, ids, explained, replace(freeze, attention=True))
-        query_key = edges - direct_effects(model, table, held, reference=reference, memory=budget)
+        cut_held = local_pass(model, ids, explained, replace(freeze, attention=True))
+        held = Stretches.of(model, table, cut_held, budget, reference)
+        query_key = edges - (held if kept is None else held.among(kept)).edges()
     asked = {
         "attention": attention,
         "norms": norms,
@@ -185,6 +205,7 @@ def attribute(
         "edge_reference": reference.name,
         "max_latents": max_latents if latents is None else None,
         "choose": choose if latents is None else "given",
+        **({} if keep_influence is None else {"keep_influence": keep_influence}),
     }
     scores = cut.scores.detach().float().cpu()
     return Attribution(
@@ -198,7 +219,20 @@ def attribute(
         metric_value=effects.value,
         words=tuple(model.words(ids[0])),
         provenance=record(model, prompt, effects.metric, _settings(effects, chosen, asked)),
+        influences=None if influences is None else torch.from_numpy(influences),
     )
+
+
+def _carriers(table: NodeTable, influences: np.ndarray, share: float) -> np.ndarray:
+    """The nodes that carry a share of all influence, tokens and logit nodes, `[n]`."""
+    if not np.isfinite(influences).all():
+        raise UserError(
+            "edges hold a NaN or an infinity, so that no influence can be told; "
+            "check the model's weights and the metric on this prompt"
+        )
+    kept = influences >= least_kept(influences, share)
+    kept[: table.n_pos] = kept[table.logits_at.start :] = True
+    return kept
 
 
 def _choice(
@@ -242,25 +276,29 @@ def forecast(
     norms: str = "frozen",
     mlp: str = "jacobian",
     points: int = POINTS,
+    keep_influence: float | None = None,
     memory: str | int | None = None,
 ) -> Forecast:
     """How long the edges between the strongest latents will take, and how much room.
 
     From edges to a few targets of each site: right to a factor of two or so. With live attention
     `attribute` computes edges twice, the second time with patterns held; with
-    `choose="influence"` it computes those from all active latents first. Arguments as there.
+    `choose="influence"` it computes those from all active latents first. With `keep_influence` the
+    room is that of a batch, to which the edges that are kept will add. Arguments as there.
 
     Raises:
         UserError: as `attribute`.
     """
     check_question(model, prompt)
+    if keep_influence is not None:
+        check_share("keep_influence", keep_influence)
     max_latents = number_or_none("max_latents", max_latents, "all")
     budget = WORKING_MEMORY if memory is None else parse_bytes(memory)
     freeze = Freeze.of(attention=attention, norms=norms, mlp=mlp, points=points)
     effects = total_effects(model, prompt, metric)
     table = node_table(effects, strongest(effects, max_latents), metric)
     cut = local_pass(model, model.tokens(prompt), bind_all(metric, model)[0], freeze)
-    return expected(Stretches.of(model, table, cut, budget))
+    return expected(Stretches.of(model, table, cut, budget), stored=keep_influence is None)
 
 
 def edge_rule(mlp: str, points: int) -> str:

@@ -102,8 +102,7 @@ def influential(stretches: Stretches, weights: Sequence[float], n: int) -> dict[
     rows = EdgeRows(len(table), len(table.logits))
     stretches.add_logits(rows)
     edges = rows.matrix()
-    outputs = np.zeros(len(table))
-    outputs[table.logits_at.start :] = np.abs(weights) / np.abs(weights).sum()
+    outputs = table.outputs(weights)
     waiting = np.zeros(len(table), dtype=bool)
     for nodes in table.sites.values():
         waiting[nodes.latents_at.start : nodes.latents_at.stop] = True

@@ -11,9 +11,12 @@ outputs down, in which every target hands on what has arrived at it, gives the s
 """
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from scipy import sparse
+
+from circuits.errors import UserError
 
 MOST_EDGES = 1 << 18
 """In a run of rows: its float64 copy, 2 MB, stays in the processor's cache."""
@@ -70,3 +73,38 @@ def absolute(matrix: sparse.csr_array, rows: slice) -> sparse.csr_array:
 def reciprocal(totals: np.ndarray) -> np.ndarray:
     """`1 / totals`, and 0 for nodes without inputs."""
     return np.divide(1.0, totals, out=np.zeros_like(totals), where=totals > 0)
+
+
+TIE = 1e-12
+"""Scores that differ by less, relatively, are equal: sums in another order."""
+
+MINOR_BITS = 45
+"""A float64's last: numbers that differ in no others are within one in 100 of one another."""
+
+
+def least_kept(scores: np.ndarray, keep: float) -> float:
+    """The least of the fewest `scores [n]` that sum to the share `keep`; its equals are kept too.
+
+    None may be negative. Sums by leading bits, in whose order such numbers are, say which few to
+    sort.
+    """
+    if not scores.size:
+        return 0.0
+    bits = scores.view(np.int64) >> MINOR_BITS
+    sums = np.bincount(bits - bits.min(), scores)[::-1].cumsum()
+    wanted = keep * sums[-1]
+    last = int(np.searchsorted(sums, wanted))
+    falling = np.sort(scores[bits == bits.max() - last])[::-1]
+    before = sums[last - 1] if last else 0.0
+    place = np.searchsorted(before + falling.cumsum(), wanted)
+    return float(falling[min(place, len(falling) - 1)]) * (1 - TIE)
+
+
+def check_share(name: str, share: Any) -> None:
+    """Refuse what is no share.
+
+    Raises:
+        UserError: it is no number from 0 to 1.
+    """
+    if not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise UserError(f"{name} is {share!r}; it is a share; give a number from 0 to 1")

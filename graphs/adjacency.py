@@ -1,12 +1,14 @@
 """A graph's edges as one sparse matrix, read a few rows at a time."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
 
 from attribution import Attribution
+from attribution.influence import solve_influence
 from circuits.errors import UserError
 from circuits.nodes import LogitNode, Node
 
@@ -23,12 +25,19 @@ class Adjacency:
         matrix: Direct effects `[target, source]`, `[n, n]`, float32 or float64; none is zero.
         weights: Each logit node's part of the output, 1 in all, and 0 for other nodes, `[n]`.
         off: Latents that only the reference switches on: sources without incoming edges.
+        counted: The nodes' influences through all edges, `[n]`, where `matrix` has not all of them.
     """
 
     nodes: tuple[Node, ...]
     matrix: sparse.csr_array
     weights: np.ndarray
     off: frozenset[Node] = frozenset()
+    counted: np.ndarray | None = None
+
+    @cached_property
+    def influences(self) -> np.ndarray:
+        """Each node's influence on the output, `[n]`, float64 (`attribution.influence`)."""
+        return solve_influence(self.matrix, self.weights) if self.counted is None else self.counted
 
 
 def adjacency(graph: "AttributionGraph | Attribution") -> Adjacency:
@@ -81,7 +90,8 @@ def _of_attribution(attribution: Attribution) -> Adjacency:
             )
     nodes = tuple(attribution.nodes)
     off = frozenset(nodes[i] for i in np.flatnonzero(attribution.acts.numpy() == 0))
-    return Adjacency(nodes, _without_zeros(matrix), logit_weights(nodes, grads), off)
+    counted = None if attribution.influences is None else attribution.influences.numpy()
+    return Adjacency(nodes, _without_zeros(matrix), logit_weights(nodes, grads), off, counted)
 
 
 def _without_zeros(matrix: sparse.csr_array) -> sparse.csr_array:

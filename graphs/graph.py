@@ -12,7 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from attribution import Attribution
-from attribution.influence import solve_influence
+from circuits.errors import UserError
 from circuits.nodes import NODE_WORDS, LatentNode, Node
 from circuits.whole_numbers import number_or_none
 from graphs.adjacency import adjacency
@@ -57,11 +57,15 @@ class AttributionGraph:
         Of an attribution with millions of edges, `prune(attribution)` is what networkx can hold.
 
         Raises:
-            UserError: the attribution holds a NaN or an infinity.
+            UserError: the attribution holds a NaN or an infinity, or has not all edges.
         """
+        if attribution.influences is not None:
+            raise UserError(
+                "the attribution was made with keep_influence and has not all edges; "
+                "prune(attribution) gives the graph of those it has"
+            )
         whole = adjacency(attribution)
-        influences = solve_influence(whole.matrix, whole.weights)
-        return assemble(attribution, np.arange(len(whole.nodes)), influences, whole.matrix)
+        return assemble(attribution, np.arange(len(whole.nodes)), whole.influences, whole.matrix)
 
     def latents(self, top: int | None = None) -> list[LatentNode]:
         """The latents, strongest absolute effect first; the `top` first of them if given.

@@ -7,7 +7,6 @@ tokens and biases are sources like latents: each takes its share of its targets'
 from typing import TYPE_CHECKING
 
 from attribution import Attribution
-from attribution.influence import solve_influence
 from circuits.nodes import Node
 from graphs.adjacency import adjacency
 
@@ -23,5 +22,4 @@ def influence(graph: "AttributionGraph | Attribution") -> dict[Node, float]:
     in full, so the values of all nodes sum to more than 1.
     """
     whole = adjacency(graph)
-    values = solve_influence(whole.matrix, whole.weights)
-    return dict(zip(whole.nodes, values.tolist(), strict=True))
+    return dict(zip(whole.nodes, whole.influences.tolist(), strict=True))

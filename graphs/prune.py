@@ -20,7 +20,14 @@ import numpy as np
 from scipy import sparse
 
 from attribution import Attribution
-from attribution.influence import absolute, reciprocal, runs, solve_influence
+from attribution.influence import (
+    absolute,
+    check_share,
+    least_kept,
+    reciprocal,
+    runs,
+    solve_influence,
+)
 from circuits.errors import UserError
 from circuits.nodes import LatentNode, LogitNode, TokenNode
 from graphs.adjacency import Adjacency, adjacency
@@ -34,7 +41,8 @@ def prune(
 
     Of an attribution it is the part of its graph: `prune(attribution)` equals
     `prune(AttributionGraph.from_attribution(attribution))`, but works on arrays and builds a
-    networkx graph of what is kept alone. Tens of millions of edges take it about a second.
+    networkx graph of what is kept alone. Tens of millions of edges take it about a second; of an
+    attribution made with `keep_influence` the other edges were never stored.
 
     With `keep_edges=1` a higher `keep_influence` never loses a node; below 1 it can, because the
     edges' scores are shares of what the nodes have left.
@@ -49,11 +57,12 @@ def prune(
         graph (`influence(pruned)` gives them anew). The provenance says what was pruned.
 
     Raises:
-        UserError: a share outside 0 to 1, or an attribution that holds a NaN or an infinity.
+        UserError: a share outside 0 to 1, or an attribution that holds a NaN or an infinity, or
+            that was made to keep less influence.
     """
-    for name, share in (("keep_influence", keep_influence), ("keep_edges", keep_edges)):
-        if not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise UserError(f"{name} is {share!r}; it is a share; give a number from 0 to 1")
+    check_share("keep_influence", keep_influence)
+    check_share("keep_edges", keep_edges)
+    _check_edges_are_there(graph, keep_influence)
     whole = adjacency(graph)
     part = prune_adjacency(whole, keep_influence, keep_edges)
     if isinstance(graph, Attribution):
@@ -71,6 +80,16 @@ def prune(
     }
     pruned = [*smaller.provenance.get("pruned", []), step]
     return dataclasses.replace(smaller, provenance={**smaller.provenance, "pruned": pruned})
+
+
+def _check_edges_are_there(graph: AttributionGraph | Attribution, keep_influence: float) -> None:
+    if isinstance(graph, Attribution) and graph.influences is not None:
+        there = graph.provenance["settings"]["keep_influence"]
+        if keep_influence > there:
+            raise UserError(
+                f"keep_influence is {keep_influence}, and the attribution holds the edges of nodes "
+                f"that carry {there} of the influence; give no more, or attribute with more"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,12 +114,12 @@ def prune_adjacency(whole: Adjacency, keep_influence: float, keep_edges: float) 
     if whole.off:  # few are: most graphs need no look-up a node
         needs_input &= [node not in whole.off for node in whole.nodes]
 
-    influences = solve_influence(whole.matrix, whole.weights)
-    kept = np.flatnonzero((influences >= _cut(influences, keep_influence)) | always)
+    influences = whole.influences
+    kept = np.flatnonzero((influences >= least_kept(influences, keep_influence)) | always)
 
     edges = _between(whole.matrix, kept)
     scores = _edge_scores(edges, whole.weights[kept])
-    edges.data[scores < _cut(scores, keep_edges)] = 0
+    edges.data[scores < least_kept(scores, keep_edges)] = 0
     edges.eliminate_zeros()
 
     linked = connected(edges, roots=~needs_input[kept], ends=always[kept]) | always[kept]
@@ -138,27 +157,3 @@ def connected(edges: sparse.csr_array, roots: np.ndarray, ends: np.ndarray) -> n
     for rows in reversed(order):
         needed += absolute(edges, rows).T @ needed[rows] > 0
     return (fed > 0) & (needed > 0)
-
-
-TIE = 1e-12
-"""Scores that differ by less, relatively, are equal: sums in another order."""
-
-MINOR_BITS = 45
-"""A float64's last: numbers that differ in no others are within one in 100 of one another."""
-
-
-def _cut(scores: np.ndarray, keep: float) -> float:
-    """The least score that is kept of `scores [n]`, none negative; its equals are kept with it.
-
-    Sums by leading bits, in whose order numbers are that are not negative, say which few to sort.
-    """
-    if not scores.size:
-        return 0.0
-    bits = scores.view(np.int64) >> MINOR_BITS
-    sums = np.bincount(bits - bits.min(), scores)[::-1].cumsum()
-    wanted = keep * sums[-1]
-    last = int(np.searchsorted(sums, wanted))
-    falling = np.sort(scores[bits == bits.max() - last])[::-1]
-    before = sums[last - 1] if last else 0.0
-    place = np.searchsorted(before + falling.cumsum(), wanted)
-    return float(falling[min(place, len(falling) - 1)]) * (1 - TIE)

@@ -13,7 +13,6 @@ import math
 import numpy as np
 
 from attribution import Attribution
-from attribution.influence import absolute, reciprocal, runs, solve_influence
 from circuits.nodes import ErrorNode, TokenNode
 from graphs.adjacency import adjacency
 from graphs.graph import AttributionGraph
@@ -38,16 +37,11 @@ def completeness_score(graph: AttributionGraph | Attribution) -> float:
 
         sum_t (1 - sum_{s error} A[t, s]) * I[t] / sum_t I[t],  I = influence + logit_weights
 
-    Nodes without inputs (tokens, biases and errors themselves) count as complete. Meant for the
-    graph before pruning. NaN if the graph has no logit node.
+    Nodes without inputs (tokens, biases and errors themselves) count as complete. What errors take
+    from all targets, `sum_t A[t, s] * I[t]`, is their influence. Meant for the graph before
+    pruning. NaN if the graph has no logit node.
     """
     whole = adjacency(graph)
-    is_error = np.array([isinstance(node, ErrorNode) for node in whole.nodes], float)
-    importance = solve_influence(whole.matrix, whole.weights) + whole.weights
-    if not importance.sum():
-        return math.nan
-    complete = np.ones(len(whole.nodes))
-    for rows in runs(whole.matrix):
-        inputs = absolute(whole.matrix, rows)
-        complete[rows] -= (inputs @ is_error) * reciprocal(inputs.sum(axis=1))
-    return float((complete * importance).sum() / importance.sum())
+    is_error = np.array([isinstance(node, ErrorNode) for node in whole.nodes], bool)
+    importance = (whole.influences + whole.weights).sum()
+    return float(1 - whole.influences[is_error].sum() / importance) if importance else math.nan

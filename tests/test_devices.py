@@ -71,7 +71,13 @@ def test_splicing_changes_nothing(there):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"attention": "live"}, {"norms": "live", "mlp": "relp"}, {"choose": "influence"}],
+    [
+        {},
+        {"attention": "live"},
+        {"norms": "live", "mlp": "relp"},
+        {"choose": "influence"},
+        {"keep_influence": 0.8},
+    ],
     ids=str,
 )
 def test_attributions_agree_with_the_cpu(there, model, options):

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -36,7 +36,7 @@ from attribution.edges.expectation import expected
 from attribution.edges.local_pass import LocalPass
 from attribution.edges.node_table import NodeTable
 from attribution.edges.path_maps import PathMaps
-from attribution.edges.rows import EdgeRows
+from attribution.edges.rows import EdgeRows, Rows
 from attribution.edges.side_by_side import side_by_side
 from attribution.edges.sources import Piece, Readers, Sources, find_sources
 from circuits import Reference, Site, SplicedModel
@@ -57,11 +57,7 @@ def direct_effects(
     reference: Reference | None = None,
     memory: int = WORKING_MEMORY,
 ) -> sparse.csr_array:
-    """The edges between the nodes of `table`, `[target, source]`, float32.
-
-    Entry `[t, s]` is the direct effect of node `s` on the pre-activation of latent `t`, or on what
-    is explained if `t` is a logit node. Against zero, the entry of a latent and its own site's bias
-    is `b_enc`. Exact zeros are not stored.
+    """The edges between the nodes of `table`: `Stretches.edges`.
 
     Args:
         model: The spliced model.
@@ -74,16 +70,7 @@ def direct_effects(
     Raises:
         UserError: there is not enough memory for a single target.
     """
-    stretch = Stretches.of(model, table, cut, memory, reference)
-    n_latents = sum(len(nodes.targets) for nodes in table.sites.values())
-    rows = EdgeRows(len(table), n_latents + len(table.logits))
-    told = n_latents >= LARGE and sys.stderr.isatty()
-    label = f"edges, {expected(stretch)}" if told else "edges"
-    with tqdm(total=n_latents, desc=label, unit="latent", disable=None, delay=1, leave=None) as bar:
-        targets = {site: nodes.targets for site, nodes in table.sites.items()}
-        stretch.add_latents(rows, targets, bar)
-    stretch.add_logits(rows)
-    return rows.matrix()
+    return Stretches.of(model, table, cut, memory, reference).edges()
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +84,7 @@ class Stretches:
         readers: What every latent reads.
         maps: For going down as paths; `None` where that does not pay.
         memory: Bytes that one batch of targets may take.
+        kept: Between which of the nodes there are edges, `[n]`; `None` for all.
     """
 
     table: NodeTable
@@ -105,6 +93,7 @@ class Stretches:
     readers: Mapping[Site, Readers]
     maps: PathMaps | None
     memory: int
+    kept: np.ndarray | None = None
 
     @classmethod
     @torch.no_grad()
@@ -130,14 +119,58 @@ class Stretches:
                     sources[leaf] = here.along(maps.basis[below])
         return cls(table, cut, sources, readers, maps, memory)
 
-    def add_latents(self, rows: EdgeRows, chosen: Mapping[Site, Tensor], bar: tqdm) -> None:
+    def among(self, kept: np.ndarray) -> Stretches:
+        """With edges between the nodes `kept [n]` alone, each what it is among all of them.
+
+        Tokens and logit nodes are kept.
+        """
+        sources = {
+            leaf: here if isinstance(here, Arrivals) else here.among(kept)
+            for leaf, here in self.sources.items()
+        }
+        return replace(self, sources=sources, kept=kept)
+
+    @property
+    def targets(self) -> dict[Site, Tensor]:
+        """The latents of each site that have incoming edges, `[k]`, ascending."""
+        targets = {site: nodes.targets for site, nodes in self.table.sites.items()}
+        if self.kept is None:
+            return targets
+        kept = torch.from_numpy(self.kept)
+        return {
+            site: some[kept[self.table.sites[site].latents_at.start + some]]
+            for site, some in targets.items()
+        }
+
+    def edges(self) -> sparse.csr_array:
+        """Direct effects `[target, source]`, `[n, n]`, float32.
+
+        Entry `[t, s]` is the direct effect of node `s` on the pre-activation of latent `t`, or on
+        what is explained if `t` is a logit node. Against zero, the entry of a latent and its own
+        site's bias is `b_enc`. Exact zeros are not stored.
+        """
+        targets = self.targets
+        n_latents = sum(map(len, targets.values()))
+        rows = EdgeRows(len(self.table), n_latents + len(self.table.logits))
+        with self.bar("edges", n_latents) as bar:
+            self.add_latents(rows, targets, bar)
+        self.add_logits(rows)
+        return rows.matrix()
+
+    def bar(self, label: str, n_latents: int, *, stored: bool = True) -> tqdm:
+        """For work on so many targets; of many it says beforehand how long they will take."""
+        if n_latents >= LARGE and sys.stderr.isatty():
+            label = f"{label}, {expected(self, stored=stored)}"
+        return tqdm(total=n_latents, desc=label, unit="latent", disable=None, delay=1, leave=None)
+
+    def add_latents(self, rows: Rows, chosen: Mapping[Site, Tensor], bar: tqdm) -> None:
         """The edges to the latents `chosen [k]` of each site, ascending."""
         for site, part, pieces in self.batches(chosen):
             nodes = self.table.sites[site]
             rows.add(nodes.latents_at.start + part.numpy(), nodes.latents.pos[part], pieces)
             bar.update(len(part))
 
-    def add_logits(self, rows: EdgeRows) -> None:
+    def add_logits(self, rows: Rows) -> None:
         """The edges to what is explained."""
         scores, n_pos = self.cut.scores, self.table.n_pos
         at = self.table.logits_at.start
@@ -182,7 +215,8 @@ class Stretches:
             down = descend(self.cut, site, grad, arrived=arrived, maps=self.maps)
             by_leaf = [self.sources[leaf].edges(grad) for leaf, grad in down]
             pieces = [piece for leaf in reversed(by_leaf) for piece in leaf]
-        pieces.append(_own_bias(nodes.bias_at, readers.biases[chosen]))
+        if self.kept is None or self.kept[nodes.bias_at]:
+            pieces.append(_own_bias(nodes.bias_at, readers.biases[chosen]))
         same = groupby(pieces, lambda piece: (piece.targets.start, piece.targets.stop))
         return [Piece.joined(list(some)) for _, some in same]
 

@@ -26,7 +26,7 @@ class Forecast:
         latents: Targets.
         edges: Between all nodes, exact zeros included.
         seconds: At the speed of the sample; whole batches are often faster.
-        n_bytes: The edges and one batch of targets, besides the model.
+        n_bytes: The edges, if they are stored, and one batch of targets, besides the model.
     """
 
     latents: int
@@ -38,11 +38,14 @@ class Forecast:
         return f"about {self.seconds:.0f} s and {show_bytes(self.n_bytes)}"
 
 
-def expected(stretches: Stretches) -> Forecast:
-    """The forecast for all latents of `stretches`; takes a small part of that time."""
+def expected(stretches: Stretches, *, stored: bool = True) -> Forecast:
+    """The forecast for all targets of `stretches`; takes a small part of that time.
+
+    Without `stored`, of edges that are counted and let go.
+    """
     edges, seconds = 0.0, 0.0
-    for site, nodes in stretches.table.sites.items():
-        targets = nodes.targets
+    all_targets = stretches.targets
+    for site, targets in all_targets.items():
         n = len(targets)
         first = max(0, (n - SAMPLE) // 2)  # in the middle: work and edges grow with the position
         sample = targets[first : first + SAMPLE]
@@ -55,5 +58,6 @@ def expected(stretches: Stretches) -> Forecast:
         if n:
             seconds += (time.perf_counter() - start) * n / len(sample)
             edges += n_values * n / len(sample)
-    n_latents = sum(len(nodes.targets) for nodes in stretches.table.sites.values())
-    return Forecast(n_latents, round(edges), seconds, round(BYTES * edges) + stretches.memory)
+    n_bytes = stretches.memory + (round(BYTES * edges) if stored else 0)
+    n_latents = sum(map(len, all_targets.values()))
+    return Forecast(n_latents, round(edges), seconds, n_bytes)

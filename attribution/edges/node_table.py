@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,6 +74,13 @@ class NodeTable:
         """Indices of the logit nodes."""
         last = [nodes.errors_at.stop for nodes in self.sites.values()][-1]
         return range(last, last + len(self.logits))
+
+    def outputs(self, weights: Sequence[float]) -> np.ndarray:
+        """How much each node counts as an output, 1 in all: the logit nodes by their `weights`."""
+        sizes = torch.tensor(weights).abs().double().numpy()
+        outputs = np.zeros(len(self))
+        outputs[self.logits_at.start :] = sizes / sizes.sum()
+        return outputs
 
     def nodes(self) -> tuple[Node, ...]:
         """The node objects."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +15,21 @@ from attribution.edges.sources import Piece
 
 MOST_ROOM = 1 << 27
 """Edges for which there is room at once, at most; what is not written to takes no memory."""
+
+
+class Rows(Protocol):
+    """What takes direct effects, as they come."""
+
+    def add(self, nodes: np.ndarray, pos: Tensor, pieces: Sequence[Piece]) -> None:
+        """Complete rows of a batch of targets.
+
+        Args:
+            nodes: Their indices among all nodes, `[k]`, ascending.
+            pos: Their positions, ascending, `[k]`.
+            pieces: From the first leaf to the last, for each target. What a source adds at several
+                leaves is summed.
+        """
+        ...
 
 
 class EdgeRows:
@@ -32,16 +48,9 @@ class EdgeRows:
         self._counts: list[np.ndarray] = []  # of their edges
 
     def add(self, nodes: np.ndarray, pos: Tensor, pieces: Sequence[Piece]) -> None:
-        """Complete rows of a batch of targets.
-
-        Args:
-            nodes: Their indices among all nodes, `[k]`, ascending, beyond those added before.
-            pos: Their positions, ascending, `[k]`.
-            pieces: From the first leaf to the last, for each target. What a source adds at several
-                leaves is summed.
-        """
+        """Rows of targets beyond those added before (`Rows.add`)."""
         for place, group in groups(pos):
-            columns, values = _rows(pieces, group, place)
+            columns, values = block_of(pieces, group, place)
             n, k = values.shape
             data, indices = self._more(n * k)
             torch.from_numpy(data.reshape(k, n)).copy_(values.T)
@@ -81,7 +90,7 @@ class EdgeRows:
         return self._data[start:stop], self._indices[start:stop]
 
 
-def _rows(pieces: Sequence[Piece], group: slice, pos: int) -> tuple[np.ndarray, Tensor]:
+def block_of(pieces: Sequence[Piece], group: slice, pos: int) -> tuple[np.ndarray, Tensor]:
     """The columns `[n]` and the values `[n, k]` of the targets `group`, which are at `pos`."""
     columns, values = [], []
     for piece in pieces:

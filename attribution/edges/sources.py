@@ -31,6 +31,7 @@ class Sources:
             are in the reference.
         columns: Which of all nodes each is, `[n]`. A bias is there at every position.
         pos: Ascending, `[n]`.
+        n_pos: Number of positions.
         bias_at: Index of the bias; `None` at the embedding.
         coordinates: `vectors` along the basis of `attribution.edges.paths` below which the leaf
             lies, `[n, m]`; `None` where no paths come.
@@ -39,6 +40,7 @@ class Sources:
     vectors: Tensor
     columns: np.ndarray
     pos: np.ndarray
+    n_pos: int
     bias_at: int | None
     coordinates: Tensor | None = None
 
@@ -50,17 +52,29 @@ class Sources:
         vectors = torch.cat([part.vectors for part in nodes])
         columns = np.concatenate([part.columns for part in nodes])
         at = torch.from_numpy(order).to(vectors.device)
-        return cls(vectors[at], columns[order], pos[order], bias_at)
+        return cls(vectors[at], columns[order], pos[order], int(pos.max()) + 1, bias_at)
+
+    def among(self, kept: np.ndarray) -> Sources:
+        """Those that are kept, by a mask of all nodes; a bias that is not has edges of 0."""
+        rows = np.flatnonzero(kept[self.columns])
+        at = torch.from_numpy(rows).to(self.vectors.device)
+        return replace(
+            self,
+            vectors=self.vectors[at],
+            columns=self.columns[rows],
+            pos=self.pos[rows],
+            coordinates=None if self.coordinates is None else self.coordinates[at],
+        )
 
     @cached_property
     def starts(self) -> list[int]:
-        """Where each position's vectors begin, `[pos + 1]`; every position has some."""
+        """Where each position's vectors begin, `[pos + 1]`."""
         return [0, *np.cumsum(self.counts).tolist()]
 
     @cached_property
     def counts(self) -> list[int]:
         """How many vectors there are at each position, `[pos]`."""
-        return np.bincount(self.pos).tolist()
+        return np.bincount(self.pos, minlength=self.n_pos).tolist()
 
     @cached_property
     def order(self) -> np.ndarray:
