@@ -7,10 +7,12 @@ from graphs.measured import with_measured
 from graphs.prune import prune
 from graphs.render import render
 from graphs.scores import completeness_score, replacement_score
+from graphs.viewers import export
 
 __all__ = [
     "AttributionGraph",
     "completeness_score",
+    "export",
     "influence",
     "label_latents",
     "labels_of",

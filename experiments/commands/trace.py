@@ -72,6 +72,10 @@ RULES = ("jacobian", "relp", "integrated")  # of circuits.gated, which would imp
     help="Where to write, by suffix: .json (the whole graph, for ablate, faithfulness, edges and "
     "path), or pruned a page as .html or a picture as .svg, .png, .pdf, .dot. May be repeated.",
 )  # fmt: skip
+@click.option(
+    "--export", type=click.Path(path_type=Path), metavar="FILE",
+    help="Where to write the pruned graph for Neuronpedia and circuit-tracer's viewer, as .json.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @asks
 def trace(
@@ -87,6 +91,7 @@ def trace(
     reference: str,
     top: int,
     out: tuple[Path, ...],
+    export: Path | None,
     force: bool,
 ) -> None:
     """Attribute the answer to PROMPT to latents, and draw the graph of what moves what.
@@ -103,11 +108,15 @@ def trace(
     """
     from attribution import attribute
     from experiments.records import check_output
-    from graphs import AttributionGraph, label_latents, prune, render
+    from graphs import AttributionGraph, label_latents, prune, render, viewers
 
     out = tuple(dict.fromkeys(out))
     for path in out:
         check_output(path, GRAPH_FILES, overwrite=force)
+    if export:
+        viewers.check_export(export, overwrite=force)
+    if export in out:
+        raise click.UsageError(f"--out and --export both name {export}; give two names")
     question = answerable(asked, graphs=False)
     attribution = attribute(
         question.model,
@@ -132,6 +141,8 @@ def trace(
             graph.save(path, overwrite=force)
         else:
             render(pruned, path, overwrite=force)
+    if export:
+        out += (viewers.export(pruned, export, overwrite=force),)
     _summarise(question, graph, pruned, top)
     for path in out:
         click.echo(f"wrote {path}")

@@ -15,6 +15,7 @@ from circuits.loading.models import BUNDLED
 from experiments.ablation import pearson
 from experiments.cli import main
 from experiments.commands.minimality import minimality
+from graphs import AttributionGraph, prune
 
 TEXT = "w1 w5 w9 w2 w5 w9 w30 w7"
 CORRUPTED = "w1 w6 w9 w2 w6 w9 w31 w7"
@@ -48,6 +49,24 @@ def test_trace_prints_a_summary_and_writes_every_format(own, tmp_path):
     for path in paths:
         assert path.stat().st_size > 1000
         assert f"wrote {path}" in result.output
+
+
+def test_trace_exports_the_pruned_graph_for_viewers(own, tmp_path):
+    whole, path = tmp_path / "whole.json", tmp_path / "viewer.json"
+    traced = ["trace", TEXT, *PAIR, *own, "--max-latents", 30]
+    result = circuits(*traced, "--out", whole, "--export", path)
+    assert result.exit_code == 0, result.output
+    assert f"wrote {path}" in result.output
+    pruned = prune(AttributionGraph.load(whole), keep_influence=0.8)
+    content = json.loads(path.read_text())
+    assert content["metadata"]["slug"] == "viewer"
+    assert len(content["nodes"]) == len(pruned.digraph)
+    assert len(content["links"]) == pruned.digraph.number_of_edges()
+    # refused before anything is computed
+    assert "exists already" in circuits(*traced, "--export", path).output
+    assert "viewers want letters" in circuits(*traced, "--export", tmp_path / "a.b.json").output
+    same = circuits(*traced, "--out", whole, "--export", whole, "--force")
+    assert f"both name {whole}" in same.output
 
 
 def test_trace_without_a_target_explains_the_most_likely_token(own, model):
