@@ -29,7 +29,11 @@ def node_influences(stretches: Stretches, outputs: np.ndarray) -> np.ndarray:
     rows = InfluenceRows(outputs)
     stretches.add_logits(rows)
     with stretches.bar("influence", sum(map(len, targets.values())), stored=False) as bar:
-        stretches.add_latents(rows, dict(reversed(targets.items())), bar)
+        for site, here in reversed(targets.items()):
+            at = stretches.table.sites[site].latents_at
+            feeding = here[torch.from_numpy(rows.influences[at.start : at.stop])[here] != 0]
+            stretches.add_latents(rows, {site: feeding}, bar)
+            bar.update(len(here) - len(feeding))
     return rows.influences
 
 
