@@ -7,12 +7,13 @@ python benchmarks/against_peers.py --only d256-10k-24 --only d2304-1k-24
 
 Both get the same random Gemma 2 and transcoders, the same prompt and thresholds, float32 and the
 same number of threads; each has every active latent in its graph and prunes with shares 0.8 and
-0.98. They run in turn, one process each; loading is not timed. Before times count, the two must
-have the same latents and the same edges. Both draw the graph once before: what a process' first
-graph takes here is told aside. circuit-tracer (TransformerLens back end) runs in an environment of
-its own, made below --env on the first run (1 GB and more with torch: pip's configuration says where
-it comes from), with several batch sizes, of which the fastest counts. Linux only: peaks of memory
-are read from /proc.
+0.98: ours once with all edges stored, once with those alone between the nodes that pruning keeps
+(`keep_influence`), which gives the same pruned graph. They run in turn, one process each; loading
+is not timed. Before times count, the two must have the same latents and the same edges. Both draw
+the graph once before: what a process' first graph takes here is told aside. circuit-tracer
+(TransformerLens back end) runs in an environment of its own, made below --env on the first run
+(1 GB and more with torch: pip's configuration says where it comes from), with several batch sizes,
+of which the fastest counts. Linux only: peaks of memory are read from /proc.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import torch
 from peer_cases import BATCH_SIZES, CASES, SHAPES, VOCAB, Case, describe
 from peer_environment import peer_environment
 from peer_report import Outcome, show, show_growth, show_machine
+from peer_side import KEEP_INFLUENCE
 from random_gemma import save_random_gemma
 
 HERE = Path(__file__).parent
@@ -69,8 +71,8 @@ def main(
             for case in group:
                 told = describe(case, Path(folder), threads)
                 outcomes.append(measure_case(case, told, python, repeats, enough, clock or "wall"))
-                theirs, own = outcomes[-1].totals
-                click.echo(f"{case.name}: {theirs:.2f} s against {own:.2f} s", err=True)
+                told_of = ", ".join(f"{total:.2f}" for total in outcomes[-1].totals)
+                click.echo(f"{case.name}: {told_of} s", err=True)
     show(outcomes)
     show_growth(outcomes)
 
@@ -103,7 +105,7 @@ def worker(command: list[Any], case: dict[str, Any]) -> Iterator[Any]:
 
     try:
         assert ask(case)["threads"] == case["threads"]
-        yield lambda batch_size, sample: ask({"batch_size": batch_size, "sample": sample})
+        yield lambda setting, sample=None: ask({"setting": setting, "sample": sample})
     finally:
         process.stdin.close()
         process.wait()
@@ -125,13 +127,17 @@ def measure_case(
         for size in BATCH_SIZES[case.d_model][case.latents]:
             tried[size] = peer(size, samples["peer"])
         best = min(tried, key=lambda size: tried[size][f"graph_{clock}"])
-        first = ours(None, samples["ours"])
+        first = ours(KEEP_INFLUENCE)
+        ours(None, samples["ours"])
         latents, difference = compare(*(np.load(path) for path in samples.values()))
-        peers, own = [], []
-        while not own or (len(own) < repeats and time.perf_counter() - begun < enough):
-            peers.append(peer(best, None))
-            own.append(ours(None, None))
-    return Outcome(case, latents, best, first, peers, own, clock, difference)
+        sides: tuple[list[Any], ...] = ([], [], [])
+        while not sides[0] or (len(sides[0]) < repeats and time.perf_counter() - begun < enough):
+            for turns, answer in zip(
+                sides, (peer(best), ours(None), ours(KEEP_INFLUENCE)), strict=True
+            ):
+                turns.append(answer)
+        assert sides[1][0]["kept"] == sides[2][0]["kept"], "pruning keeps other latents"
+    return Outcome(case, latents, best, first, *sides, clock, difference)
 
 
 def compare(peer: Any, ours: Any) -> tuple[int, float]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peer_side import N_ROWS, serve
+from peer_side import KEEP_EDGES, KEEP_INFLUENCE, N_ROWS, serve
 
 
 class CircuitTracer:
@@ -24,17 +24,18 @@ class CircuitTracer:
         self.ids = torch.tensor(case["ids"])
         self.model = replacement_model(case)
 
-    def graph(self, batch_size: int | None, max_latents: int | None = None) -> Any:
+    def graph(self, setting: float | None, max_latents: int | None = None) -> Any:
         from circuit_tracer import attribute
 
         return attribute(
-            self.ids, self.model, batch_size=batch_size or 512, max_feature_nodes=max_latents
+            self.ids, self.model, batch_size=int(setting or 16), max_feature_nodes=max_latents
         )
 
     def prune(self, graph: Any) -> int:
         from circuit_tracer.graph import prune_graph
 
-        return int(prune_graph(graph).node_mask[: len(graph.selected_features)].sum())
+        pruned = prune_graph(graph, KEEP_INFLUENCE, KEEP_EDGES)
+        return int(pruned.node_mask[: len(graph.selected_features)].sum())
 
     def sample(self, graph: Any) -> dict[str, np.ndarray]:
         latents = graph.active_features.numpy()  # in order, and all of them selected

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from peer_side import N_ROWS, serve
+from peer_side import KEEP_EDGES, KEEP_INFLUENCE, N_ROWS, serve
 from safetensors.torch import load_file
 
 from attribution import attribute, top_logits
@@ -36,12 +36,17 @@ class Ours:
         self.text = " ".join(f"w{token}" for token in case["ids"][1:])
         assert self.model.tokens(self.text).tolist() == [case["ids"]]
 
-    def graph(self, batch_size: int | None, max_latents: int | None = None) -> Any:
-        targets = top_logits(self.model, self.text)
-        return attribute(self.model, self.text, targets, max_latents=max_latents)
+    def graph(self, setting: float | None, max_latents: int | None = None) -> Any:
+        return attribute(
+            self.model,
+            self.text,
+            top_logits(self.model, self.text),
+            max_latents=max_latents,
+            keep_influence=setting,
+        )
 
     def prune(self, graph: Any) -> int:
-        part = prune_adjacency(adjacency(graph), 0.8, 0.98)
+        part = prune_adjacency(adjacency(graph), KEEP_INFLUENCE, KEEP_EDGES)
         return sum(isinstance(graph.nodes[i], LatentNode) for i in part.kept)
 
     def sample(self, graph: Any) -> dict[str, np.ndarray]:

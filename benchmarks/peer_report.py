@@ -22,7 +22,10 @@ class Outcome:
 
     Attributes:
         batch_size: circuit-tracer's fastest.
-        first: Of the graph that is ours and that only warms the process.
+        first: Of the first graph of our process, with the edges alone that pruning keeps.
+        peer: circuit-tracer's.
+        every: Ours with all edges stored.
+        kept: Ours with the edges alone that pruning keeps.
         clock: `wall` or `cpu`: which seconds count.
         difference: Of edges: the largest, relative to the strongest into the same target.
     """
@@ -32,7 +35,8 @@ class Outcome:
     batch_size: int
     first: dict[str, float]
     peer: list[dict[str, float]]
-    ours: list[dict[str, float]]
+    every: list[dict[str, float]]
+    kept: list[dict[str, float]]
     clock: str
     difference: float
 
@@ -44,19 +48,23 @@ class Outcome:
         return f"{graph:.2f} + {prune:.2f}"
 
     @property
-    def totals(self) -> tuple[float, float]:
-        """Median seconds of graph and pruning together: circuit-tracer's, ours."""
-        peer, ours = (
+    def totals(self) -> list[float]:
+        """Median seconds of graph and pruning together: `peer`, `every`, `kept`."""
+        return [
             statistics.median(self.seconds(turns, "graph", "prune"))
-            for turns in (self.peer, self.ours)
-        )
-        return peer, ours
+            for turns in (self.peer, self.every, self.kept)
+        ]
 
-    @property
-    def ratios(self) -> list[float]:
-        """How many times faster ours were, round by round."""
-        peer, ours = (self.seconds(turns, "graph", "prune") for turns in (self.peer, self.ours))
-        return [a / b for a, b in zip(peer, ours, strict=True)]
+    def faster(self, turns: list[dict[str, float]]) -> str:
+        """How many times faster than circuit-tracer, by medians and from round to round."""
+        theirs, own = (self.seconds(some, "graph", "prune") for some in (self.peer, turns))
+        ratios = [a / b for a, b in zip(theirs, own, strict=True)]
+        by_median = statistics.median(theirs) / statistics.median(own)
+        return f"{by_median:.1f} ({min(ratios):.1f}-{max(ratios):.1f})"
+
+    def peaks(self, *turns: dict[str, float]) -> list[float]:
+        """The highest peaks in GB, of graphs and of both steps."""
+        return [max(turn[f"{part}_bytes"] for turn in turns) / 1e9 for part in ("graph", "both")]
 
 
 def show_machine(threads: int, python: Path) -> None:
@@ -78,34 +86,31 @@ def show_machine(threads: int, python: Path) -> None:
 
 def show(outcomes: Sequence[Outcome]) -> None:
     """Times, memory and what was compared, a row a case."""
-    click.echo(f"Seconds ({outcomes[0].clock}) of graph + pruning, medians:\n")
     click.echo(
-        "| case | latents | circuit-tracer (batch) | here | first here | times faster | "
-        "range, repeats |\n"
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+        f"Seconds ({outcomes[0].clock}) of graph + pruning, medians; here with all edges stored, "
+        "and with those that pruning keeps:\n\n"
+        "| case | latents | rounds | circuit-tracer (batch) | here, all | times faster (range) | "
+        "here, kept | times faster (range) | first here, kept |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     )
     for o in outcomes:
-        theirs, own = o.totals
         click.echo(
-            f"| {o.case.name} | {o.latents:,} | {o.shown(o.peer)} ({o.batch_size}) | "
-            f"{o.shown(o.ours)} | {o.shown([o.first])} | {theirs / own:.1f} | "
-            f"{min(o.ratios):.1f}-{max(o.ratios):.1f}, {len(o.ratios)} |"
+            f"| {o.case.name} | {o.latents:,} | {len(o.peer)} | {o.shown(o.peer)} ({o.batch_size}) "
+            f"| {o.shown(o.every)} | {o.faster(o.every)} | {o.shown(o.kept)} | {o.faster(o.kept)} "
+            f"| {o.shown([o.first])} |"
         )
     click.echo(
         "\nPeak memory above the loaded model, GB, of the graph, and of both steps:\n\n"
-        "| case | circuit-tracer | here | share | latents kept | edges differ by |\n"
-        "| --- | ---: | ---: | ---: | ---: | ---: |"
+        "| case | circuit-tracer | here, all | share | here, kept | share | latents kept | "
+        "edges differ by |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     )
     for o in outcomes:
-        peaks = [
-            [max(turn[f"{part}_bytes"] for turn in turns) / 1e9 for part in ("graph", "both")]
-            for turns in (o.peer, [o.first, *o.ours])
-        ]
-        (graph, both), (own_graph, own_both) = peaks
+        (graph, both), *own = o.peaks(*o.peer), o.peaks(*o.every), o.peaks(o.first, *o.kept)
+        ours = " | ".join(f"{g:.2f}, {b:.2f} | {b / both:.2f}" for g, b in own)
         click.echo(
-            f"| {o.case.name} | {graph:.2f}, {both:.2f} | {own_graph:.2f}, {own_both:.2f} | "
-            f"{own_both / both:.2f} | {o.peer[0]['kept']:,.0f}, {o.ours[0]['kept']:,.0f} | "
-            f"{o.difference:.0e} |"
+            f"| {o.case.name} | {graph:.2f}, {both:.2f} | {ours} | "
+            f"{o.peer[0]['kept']:,.0f}, {o.kept[0]['kept']:,.0f} | {o.difference:.0e} |"
         )
 
 
@@ -119,9 +124,11 @@ def show_growth(outcomes: Sequence[Outcome]) -> None:
         return
     click.echo(
         "\nSeconds grow with the number of latents to the power of:\n\n"
-        "| d_model | tokens | circuit-tracer | here |\n| ---: | ---: | ---: | ---: |"
+        "| d_model | tokens | circuit-tracer | here, all | here, kept |\n"
+        "| ---: | ---: | ---: | ---: | ---: |"
     )
     for (d_model, tokens), several in series.items():
         log_n = np.log([o.latents for o in several])
-        powers = [np.polyfit(log_n, np.log([o.totals[i] for o in several]), 1)[0] for i in (0, 1)]
-        click.echo(f"| {d_model} | {tokens} | {powers[0]:.2f} | {powers[1]:.2f} |")
+        log_s = np.log([o.totals for o in several])
+        powers = " | ".join(f"{np.polyfit(log_n, side, 1)[0]:.2f}" for side in log_s.T)
+        click.echo(f"| {d_model} | {tokens} | {powers} |")

@@ -21,16 +21,22 @@ import torch
 N_ROWS = 50
 """Targets whose edges the two sides compare."""
 
+KEEP_INFLUENCE, KEEP_EDGES = 0.8, 0.98
+"""What pruning keeps."""
+
 
 class Side(Protocol):
     """One library with the model and the transcoders of a case, loaded."""
 
-    def graph(self, batch_size: int | None, max_latents: int | None = None) -> Any:
-        """The graph of the case's prompt, unpruned."""
+    def graph(self, setting: float | None, max_latents: int | None = None) -> Any:
+        """The graph of the case's prompt, unpruned.
+
+        `setting` is circuit-tracer's batch size; of ours the influence that is kept, None for all.
+        """
         ...
 
     def prune(self, graph: Any) -> int:
-        """Prunes with shares 0.8 and 0.98; how many latents are kept."""
+        """Prunes to `KEEP_INFLUENCE` and `KEEP_EDGES`; how many latents are kept."""
         ...
 
     def sample(self, graph: Any) -> dict[str, np.ndarray]:
@@ -51,13 +57,13 @@ def serve(load: Callable[[dict[str, Any]], Side]) -> None:
     case = json.loads(sys.stdin.readline())
     torch.set_num_threads(case["threads"])
     side = load(case)
-    side.prune(side.graph(16, max_latents=16))  # imports, thread pools, first touches of weights
+    side.prune(side.graph(None, max_latents=16))  # imports, thread pools, first touches of weights
     answers.write(json.dumps({"threads": torch.get_num_threads()}) + "\n")
     for line in sys.stdin:
         answers.write(json.dumps(measure(side, **json.loads(line))) + "\n")
 
 
-def measure(side: Side, batch_size: int | None, sample: str | None) -> dict[str, float]:
+def measure(side: Side, setting: float | None, sample: str | None) -> dict[str, float]:
     """Seconds and peak memory (bytes above what was resident before) of a graph and its pruning.
 
     The peak is the kernel's own high-water mark of resident memory (VmHWM), reset before. Seconds
@@ -68,7 +74,7 @@ def measure(side: Side, batch_size: int | None, sample: str | None) -> dict[str,
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is resident
     before = resident("VmRSS")
     begun = clocks()
-    graph = side.graph(batch_size)
+    graph = side.graph(setting)
     built = clocks()
     peak = resident("VmHWM")
     kept = side.prune(graph)
