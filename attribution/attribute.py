@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -367,6 +368,12 @@ def record(
         "dictionaries_from": model.dictionaries_from,
         **{key: value for key, value in question.items() if value is not None},
         "settings": settings,
-        "versions": {name: version(name) for name in VERSIONS},
+        "versions": {**versions()},
         "seed": None,  # nothing here is random
     }
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of everything that numbers depend on; reading them takes milliseconds."""
+    return {name: version(name) for name in VERSIONS}
