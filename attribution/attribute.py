@@ -149,8 +149,8 @@ def attribute(
             latents that are off on the prompt but on in the reference are sources too.
         keep_influence: Store edges only between the nodes that carry this share of the influence
             on the output, 0 to 1; those of others are counted and let go. Then `prune`, with this
-            share or a smaller one, gives what it gives of all edges, from a small part of them:
-            less time and far less memory where there are very many latents.
+            share or a smaller one, gives what it gives of all edges (to float32's rounding), from a
+            small part of them: in less time and far less memory where latents are very many.
         memory: What one batch of targets may take besides the edges, for example `"1GB"`; 256 MB
             by default.
 

@@ -61,7 +61,7 @@ def test_counted_edges_say_what_stored_ones_do(folders, shape, freeze, share, me
     every, outputs = stretches.edges(), table.outputs([1.0])
 
     counted = node_influences(stretches, outputs)
-    assert np.allclose(counted, solve_influence(every, outputs), rtol=1e-12, atol=0)
+    close(counted, solve_influence(every, outputs), missed(shape.dtype))  # other batches
 
     kept = counted >= least_kept(counted, share)
     kept[: table.n_pos] = kept[table.logits_at.start :] = True
