@@ -196,7 +196,9 @@ class Stretches:
         jobs = [(site, part) for site, all_ in chosen.items() for part in self._split(site, all_)]
         # one backward pass after the other: they share what the forward pass recorded
         for by_autograd, some in groupby(jobs, lambda job: self._needs_autograd(job[0])):
-            for found in side_by_side(run, some, 1 if by_autograd else self._n_threads):
+            these = list(some)
+            few = by_autograd or len(these) < FEW_BATCHES * self._n_threads
+            for found in side_by_side(run, these, 1 if few else self._n_threads):
                 yield from found
 
     @torch.no_grad()
@@ -292,6 +294,9 @@ class Stretches:
 
 COPIES = 4
 """Tensors of a batch's size that are there at a time."""
+
+FEW_BATCHES = 4
+"""A thread: fewer are better computed one after the other, each by all threads."""
 
 ENOUGH_ROWS = 4096
 """Rows of a matrix product that use the machine well."""
