@@ -23,7 +23,7 @@ from torch import Tensor
 
 from attribution.attribute import check_question, edge_rule, node_table, record
 from attribution.choice import strongest
-from attribution.edges.direct import WORKING_MEMORY, Stretches
+from attribution.edges.direct import Stretches
 from attribution.edges.local_pass import local_pass
 from attribution.edges.rows import EdgeRows
 from attribution.effects import total_effects
@@ -113,7 +113,7 @@ def attention_pairs(
     table = replace(kept, logits=tuple(str(i) for i in range(len(coordinates))))
     cut = local_pass(model, model.tokens(prompt), coordinates, freeze)
     rows = EdgeRows(len(table), len(coordinates))
-    Stretches.of(model, table, cut, WORKING_MEMORY).add_logits(rows)
+    Stretches.of(model, table, cut).add_logits(rows)
     at = table.logits_at
     brought = torch.from_numpy(rows.matrix()[at.start : at.stop].toarray())
     to_query, to_key = brought.chunk(2)  # [d_head, n_nodes] each

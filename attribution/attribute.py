@@ -54,7 +54,7 @@ VERSIONS = ("gemma-circuits", "torch", "transformers", "transformer-lens")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Attribution:
-    """Nodes and edges of one prompt; all tensors float32 on the CPU, `n` nodes.
+    """Nodes and edges of one prompt; tensors are float32 on the CPU, `n` nodes.
 
     Attributes:
         nodes: In topological order: tokens, then site by site bias, latents, errors; logit nodes
@@ -74,12 +74,12 @@ class Attribution:
         target_grads: `d metric / d pre-activation` of each latent, the weight of a logit node (1 if
             it is alone), 0 for nodes that are no targets, `[n]`. An edge times this is its share
             of the metric.
-        influences: Where `keep_influence` was given, each node's influence on the output through
-            all edges, `[n]`, float64: edges are here between those nodes alone that carry this
-            share of it, and tokens and logit nodes. `None` where all edges are here.
         metric_value: The metric on the clean prompt; of several targets their weighted sum.
         words: The prompt's tokens as text.
         provenance: Model, dictionaries, prompt, metric, settings, versions; JSON-able.
+        influences: Where `keep_influence` was given, each node's influence on the output through
+            all edges, `[n]`, float64: edges are here between those nodes alone that carry this
+            share of it, and tokens and logit nodes. `None` where all edges are here.
     """
 
     nodes: tuple[Node, ...]

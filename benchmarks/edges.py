@@ -32,7 +32,7 @@ from bare import bare
 from random_gemma import Shape, save_random_gemma
 
 from attribution import attribute, logit_diff
-from attribution.edges.direct import direct_effects
+from attribution.edges.direct import Stretches
 from attribution.edges.local_pass import local_pass
 from attribution.edges.node_table import NodeTable
 from attribution.effects import total_effects
@@ -113,7 +113,7 @@ def measure(case: Case, repeats: int) -> dict[str, float]:
         table = table_of(model, text, case.latents)
         cut = local_pass(model, ids, [bind(METRIC, model)], Freeze(attention=True, norms=True))
         taken["alone"].append(
-            seconds(lambda table=table, cut=cut: direct_effects(model, table, cut))
+            seconds(lambda table=table, cut=cut: Stretches.of(model, table, cut).edges())
         )
     status = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024

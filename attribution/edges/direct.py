@@ -49,30 +49,6 @@ LARGE = 5000
 """Targets from which on it is worth saying beforehand how long they will take."""
 
 
-def direct_effects(
-    model: SplicedModel,
-    table: NodeTable,
-    cut: LocalPass,
-    *,
-    reference: Reference | None = None,
-    memory: int = WORKING_MEMORY,
-) -> sparse.csr_array:
-    """The edges between the nodes of `table`: `Stretches.edges`.
-
-    Args:
-        model: The spliced model.
-        table: Every token, bias and error node of the prompt, the chosen latents, logit nodes.
-        cut: From `local_pass`.
-        reference: What edges are against; zero by default.
-        memory: Bytes that one batch of targets may take, besides the edges themselves. A batch for
-            which there is no memory is halved; the edges stay what they are.
-
-    Raises:
-        UserError: there is not enough memory for a single target.
-    """
-    return Stretches.of(model, table, cut, memory, reference).edges()
-
-
 @dataclass(frozen=True, eq=False)
 class Stretches:
     """Everything that edges are computed from.
@@ -102,10 +78,19 @@ class Stretches:
         model: SplicedModel,
         table: NodeTable,
         cut: LocalPass,
-        memory: int,
+        memory: int = WORKING_MEMORY,
         reference: Reference | None = None,
     ) -> Stretches:
-        """Reads each dictionary once."""
+        """Reads each dictionary once.
+
+        Args:
+            model: The spliced model.
+            table: Every token, bias and error node of the prompt, the chosen latents, logit nodes.
+            cut: From `local_pass`.
+            memory: Bytes that one batch of targets may take, besides the edges themselves. A batch
+                for which there is no memory is halved; the edges stay what they are.
+            reference: What edges are against; zero by default.
+        """
         found, readers = find_sources(model, table, cut, reference)
         sources: dict[Site | str | None, Sources | Arrivals] = {**found}
         arrivals = Arrivals.of(cut, found[None].vectors, memory // 4)
@@ -148,6 +133,9 @@ class Stretches:
         Entry `[t, s]` is the direct effect of node `s` on the pre-activation of latent `t`, or on
         what is explained if `t` is a logit node. Against zero, the entry of a latent and its own
         site's bias is `b_enc`. Exact zeros are not stored.
+
+        Raises:
+            UserError: there is not enough memory for a single target.
         """
         targets = self.targets
         n_latents = sum(map(len, targets.values()))

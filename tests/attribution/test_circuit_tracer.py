@@ -21,7 +21,7 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from attribution.edges.direct import direct_effects
+from attribution.edges.direct import Stretches
 from attribution.edges.local_pass import local_pass
 from attribution.edges.node_table import NodeTable
 from attribution.metrics import bind
@@ -112,7 +112,7 @@ def our_edges(model, ids, logits):
     latents = {site: Active(t.pos, t.latent, t.acts) for site, t in model.trace(ids).sites.items()}
     table = NodeTable.of(ids.shape[1], latents, tuple(map(str, logits)))
     cut = local_pass(model, ids, explained, Freeze(attention=True, norms=True))
-    return table.nodes(), torch.from_numpy(direct_effects(model, table, cut).toarray())
+    return table.nodes(), torch.from_numpy(Stretches.of(model, table, cut).edges().toarray())
 
 
 def vector_sources(sites, n_pos):

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from attribution import attribute, forecast, logit_diff
-from attribution.edges.direct import direct_effects
+from attribution.edges.direct import Stretches
 from attribution.edges.local_pass import local_pass
 from attribution.influence import solve_influence
 from attribution.metrics import bind
@@ -96,7 +96,7 @@ def test_edges_equal_a_backward_pass_a_target(folders, shape, freeze, memory):
     ids = model.tokens(text)
     table = every_latent(model, ids)
     cut = local_pass(model, ids, [bind(METRIC, model)], freeze)
-    found = direct_effects(model, table, cut, memory=memory)
+    found = Stretches.of(model, table, cut, memory).edges()
     assert found.has_canonical_format
     assert found.dtype == np.float32
     assert np.count_nonzero(found.data) == found.nnz
@@ -300,7 +300,7 @@ def test_edges_of_a_bfloat16_model_are_those_of_its_weights(gemma_folder):
     table = every_latent(exact, ids)
     freeze = Freeze(attention=True, norms=True)
     edges = [
-        direct_effects(m, table, local_pass(m, ids, [bind(METRIC, m)], freeze)).toarray()
+        Stretches.of(m, table, local_pass(m, ids, [bind(METRIC, m)], freeze)).edges().toarray()
         for m in (rough, exact)
     ]
     close(*edges, rel=2e-2)

@@ -150,3 +150,18 @@ def test_the_forecast_counts_no_room_for_what_is_let_go(tiny):
         for share in (None, 0.8)
     )
     assert stored.n_bytes > counted.n_bytes == 10_000_000
+
+
+def test_rows_of_targets_without_influence_are_not_computed(tiny, monkeypatch):
+    """Of the last site only the latents at the position that is explained reach the output."""
+    computed, pieces = [], Stretches.pieces
+
+    def watched(self, site, chosen):
+        latents = self.table.sites[site].latents
+        computed.extend((site, pos) for pos in latents.pos[chosen].tolist())
+        return pieces(self, site, chosen)
+
+    monkeypatch.setattr(Stretches, "pieces", watched)
+    a = attribute(tiny, TEXT, logit_diff("Mary", "John"), max_latents=None, keep_influence=0.0)
+    assert {pos for site, pos in computed if site == tiny.sites[-1]} == {len(a.words) - 1}
+    assert {site for site, _ in computed} == set(tiny.sites)

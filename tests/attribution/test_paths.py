@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from attribution.edges import path_maps
 from attribution.edges.adjoints import Adjoint
-from attribution.edges.direct import Stretches, direct_effects
+from attribution.edges.direct import Stretches
 from attribution.edges.local_pass import local_pass
 from attribution.edges.path_maps import HeldAttention, PathMaps
 from attribution.edges.paths import Paths
@@ -156,7 +156,7 @@ def test_edges_by_paths_are_those_by_gradients(folders, shape):
             patch.setattr(path_maps, "ENOUGH", enough)
             patch.setattr(path_maps, "ENOUGH_CROSSED", 0)
             assert (Stretches.of(model, table, cut, 2**28).maps is None) == bool(enough)
-            edges.append(direct_effects(model, table, cut).toarray())
+            edges.append(Stretches.of(model, table, cut).edges().toarray())
     close(*edges, rel=1e-5)
 
 
@@ -201,7 +201,7 @@ def test_threads_do_not_change_edges(model):
     try:
         for n_threads in (1, 3):
             torch.set_num_threads(n_threads)
-            edges.append(direct_effects(model, table, cut, memory=100_000).toarray())
+            edges.append(Stretches.of(model, table, cut, 100_000).edges().toarray())
     finally:
         torch.set_num_threads(before)
     close(*edges, rel=1e-6)
