@@ -18,6 +18,8 @@ from attribution.influence import reciprocal
 def node_influences(stretches: Stretches, outputs: np.ndarray) -> np.ndarray:
     """What `attribution.influence.solve_influence` says of all edges, without storing them.
 
+    A target without influence hands on nothing: its edges are not even computed.
+
     Args:
         stretches: What edges are computed from.
         outputs: How much each node counts as an output, `[n]`.
@@ -30,7 +32,7 @@ def node_influences(stretches: Stretches, outputs: np.ndarray) -> np.ndarray:
     stretches.add_logits(rows)
     with stretches.bar("influence", sum(map(len, targets.values())), stored=False) as bar:
         for site, here in reversed(targets.items()):
-            at = stretches.table.sites[site].latents_at
+            at = stretches.table.sites[site].latents_at  # all that it feeds has been counted
             feeding = here[torch.from_numpy(rows.influences[at.start : at.stop])[here] != 0]
             stretches.add_latents(rows, {site: feeding}, bar)
             bar.update(len(here) - len(feeding))
