@@ -21,13 +21,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from attribution.attribute import check_question, edge_rule, node_table, record
+from attribution.attribute import check_question, edge_rule, node_table
 from attribution.choice import strongest
 from attribution.edges.direct import Stretches
 from attribution.edges.local_pass import local_pass
 from attribution.edges.rows import EdgeRows
 from attribution.effects import total_effects
 from attribution.metrics import BoundMetric
+from attribution.record import record
 from attribution.targets import attention_score, head_of, queries_and_keys
 from circuits import Node, Prompt, SplicedModel
 from circuits.freeze import Freeze

@@ -10,9 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cache
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,9 +26,9 @@ from attribution.edges.influences import node_influences
 from attribution.edges.local_pass import local_pass
 from attribution.edges.node_table import NodeTable
 from attribution.effects import Effects, total_effects
-from attribution.fingerprint import weights_of
 from attribution.influence import check_share, least_kept
 from attribution.metrics import Metric, Score, Targets, bind_all
+from attribution.record import record
 from circuits import (
     LatentNode,
     Node,
@@ -47,9 +45,6 @@ from circuits.gated import POINTS
 from circuits.memory import parse_bytes
 from circuits.reference import check_reference
 from circuits.whole_numbers import number_or_none
-
-VERSIONS = ("gemma-circuits", "torch", "transformers", "transformer-lens")
-"""Distributions whose versions are recorded."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -344,36 +339,3 @@ def _target_grads(effects: Effects, chosen: Mapping[Site, Tensor]) -> Tensor:
         on = e.acts != 0  # nothing goes on through a latent that is off
         grads += [torch.zeros(1), (e.grad * on)[chosen[site]], torch.zeros(n_pos)]
     return torch.cat([part.cpu().float() for part in grads])
-
-
-def record(
-    model: SplicedModel,
-    prompt: str | Prompt | None,
-    metric: str | None,
-    settings: dict[str, Any],
-) -> dict[str, Any]:
-    """Everything that the numbers depend on, JSON-able; no prompt or metric where that is None."""
-    question: dict[str, Any] = {"prompt": prompt, "metric": metric}
-    if prompt is not None:
-        question["prompt"] = asdict(prompt) if isinstance(prompt, Prompt) else {"text": prompt}
-    return {
-        "model": model.name,
-        **weights_of(model),
-        "device": model.device.type,
-        "dictionaries": {
-            str(site): {"name": d.name, "average_l0": d.average_l0, "d_sae": d.d_sae}
-            for site in model.sites
-            for d in [model.dictionaries.summary(site)]
-        },
-        "dictionaries_from": model.dictionaries_from,
-        **{key: value for key, value in question.items() if value is not None},
-        "settings": settings,
-        "versions": {**versions()},
-        "seed": None,  # nothing here is random
-    }
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Of everything that numbers depend on; reading them takes milliseconds."""
-    return {name: version(name) for name in VERSIONS}

@@ -3,7 +3,7 @@
 import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 
@@ -48,6 +48,7 @@ class DictionaryFile:
         average_l0: Active latents a token, as its folder says.
         path: The file's folder within `source`: `layer_3/width_16k/average_l0_59`.
         canonical: Whether the catalogue marks it as the canonical one of its layer and width.
+        neuronpedia: The source set on Neuronpedia that has its dashboards, if the catalogue knows.
     """
 
     source: str
@@ -56,6 +57,7 @@ class DictionaryFile:
     average_l0: float
     path: str
     canonical: bool = False
+    neuronpedia: str | None = field(default=None, compare=False)
 
 
 def file_at(source: str, path: str, *, canonical: bool = False) -> DictionaryFile | None:
@@ -81,6 +83,9 @@ def catalogue() -> Mapping[str, tuple[DictionaryFile, ...]]:
         for row in csv.DictReader(rows):
             file = file_at(row["repo"], row["path"], canonical=row["canonical"] == "1")
             assert file is not None, f"{row['repo']}/{row['path']} is not in Gemma Scope's layout"
+            told, prefix = row["neuronpedia"], f"{row['model']}/{row['layer']}-"
+            if told.startswith(prefix):  # one id in the list is of another layer
+                file = replace(file, neuronpedia=told.removeprefix(prefix))
             models.setdefault(row["model"], []).append(file)
     return {model: tuple(files) for model, files in sorted(models.items())}
 

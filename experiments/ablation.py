@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from attribution import Metric, Targets, total_effects
-from attribution.attribute import record
 from attribution.effects import GRADIENT_X_ACTIVATION
 from attribution.gradients import check_batch_size
 from attribution.metrics import Score, bind, metric_name
+from attribution.record import record
 from circuits import (
     ErrorNode,
     LatentNode,

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from attribution.attribute import record
 from attribution.gradients import check_batch_size
+from attribution.record import record
 from circuits import Site, SplicedModel, UserError
 from circuits.active import find_active, reconstruct, write_each
 from circuits.cross_layer import Carried

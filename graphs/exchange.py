@@ -39,15 +39,23 @@ def save(graph: AttributionGraph, path: str | Path, *, overwrite: bool = False) 
     path = Path(path)
     if path.suffix != ".json":
         raise UserError(f"cannot save a graph as {path.name}; graphs are saved as .json")
+    return write_atomically(path, json_text(_as_dict(graph), path), overwrite=overwrite)
+
+
+def json_text(content: dict[str, Any], path: Path) -> str:
+    """What a file of a graph will hold.
+
+    Raises:
+        UserError: a NaN, or something that is not JSON; the message names the file.
+    """
     try:
-        text = json.dumps(_as_dict(graph), allow_nan=False)
+        return json.dumps(content, allow_nan=False)
     except ValueError:
         raise UserError(f"the graph holds a NaN or an infinity; {path} was not written") from None
     except TypeError as error:
         raise UserError(
             f"the graph's provenance is not JSON ({error}); {path} was not written"
         ) from None
-    return write_atomically(path, text, overwrite=overwrite)
 
 
 def load(path: str | Path) -> AttributionGraph:

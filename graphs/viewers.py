@@ -17,22 +17,19 @@ The format is Neuronpedia's, `schema_version` 1. What it has no word for:
 those before it hold, most influential first. At `node_threshold`, 1, every node is shown.
 """
 
-import csv
-import json
 import re
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from circuits.catalogue import file_at
+from circuits.catalogue import catalogue
 from circuits.errors import UserError
 from circuits.files import check_writable, write_atomically
 from circuits.nodes import BiasNode, ErrorNode, LatentNode, LogitNode, Node, TokenNode
 from circuits.sites import ALL_KINDS, Site
 from graphs.adjacency import check_graph
+from graphs.exchange import json_text
 from graphs.graph import AttributionGraph
 from graphs.text import caption, output_text, prompt_text, short_name, visible
 
@@ -69,10 +66,7 @@ def export(
     path = check_export(path, overwrite=overwrite)
     if scan is None:
         scan = re.sub(FOREIGN, "-", Path(str(graph.provenance.get("model", "model"))).name)
-    try:
-        text = json.dumps(_as_dict(graph, path.stem, scan), allow_nan=False)
-    except ValueError:
-        raise UserError(f"the graph holds a NaN or an infinity; {path} was not written") from None
+    text = json_text(_as_dict(graph, path.stem, scan), path)
     return write_atomically(path, text, overwrite=overwrite)
 
 
@@ -213,22 +207,9 @@ def _source_set(graph: AttributionGraph, scan: str) -> str | None:
     if scope != scan or len(_kinds(graph)) > 1:
         return None
     dictionaries = recorded.get("dictionaries", {})
+    known = {(file.site, file.path): file.neuronpedia for file in catalogue().get(scan, ())}
     sets = {
-        _source_sets().get((scan, site, dictionaries.get(str(site), {}).get("name")))
+        known.get((site, dictionaries.get(str(site), {}).get("name")))
         for site in {node.site for node in graph.latents()}
     }
     return sets.pop() if len(sets) == 1 else None
-
-
-@cache
-def _source_sets() -> dict[tuple[str, Site, str], str]:
-    """Neuronpedia's source set by model, site and name of a dictionary of Gemma Scope."""
-    found = {}
-    table = resources.files("circuits") / "data" / "gemma_scope.csv"
-    with table.open(encoding="utf-8") as rows:
-        for row in csv.DictReader(rows):
-            file = file_at(row["repo"], row["path"])
-            source = row["neuronpedia"].removeprefix(f"{row['model']}/{row['layer']}-")
-            if file and source != row["neuronpedia"]:  # else it has none, or one of another layer
-                found[row["model"], file.site, file.path] = source
-    return found

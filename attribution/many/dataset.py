@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from attribution.attribute import attribute, edge_rule, record
+from attribution.attribute import attribute, edge_rule
 from attribution.bootstrap import checked_draws
 from attribution.choice import NO_LATENTS
 from attribution.digest import digest
@@ -53,6 +53,7 @@ from attribution.metrics import (
     metric_name,
     total,
 )
+from attribution.record import record
 from circuits import Prompt, Reference, Site, SplicedModel, UserError
 from circuits.freeze import LIVE, Freeze
 from circuits.gated import POINTS

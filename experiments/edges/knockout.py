@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from attribution import Attribution, Metric, Targets
-from attribution.attribute import record
 from attribution.gradients import check_batch_size
 from attribution.metrics import Score, metric_name
+from attribution.record import record
 from circuits import (
     ErrorNode,
     LatentNode,

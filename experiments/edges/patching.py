@@ -20,9 +20,9 @@ import numpy as np
 from torch import Tensor
 
 from attribution import Metric, Targets
-from attribution.attribute import record
 from attribution.gradients import check_batch_size
 from attribution.metrics import Score, metric_name
+from attribution.record import record
 from circuits import (
     ErrorNode,
     LogitNode,

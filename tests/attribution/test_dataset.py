@@ -13,11 +13,11 @@ from pandas.testing import assert_frame_equal
 
 import attribution.many.dataset
 from attribution import attribute, attribute_dataset, kl, log_prob, logit_diff, total_effects
-from attribution.attribute import record
 from attribution.many.choice import choose_edges, choose_latents, each
 from attribution.many.pooling import Space, edge_row, node_row
 from attribution.many.prompt_store import PromptStore
 from attribution.many.statistics import statistics
+from attribution.record import record
 from circuits import LatentNode, Prompt, Site, UserError, corrupted_reference, splice
 from experiments.tasks import TASKS
 from tests.random_gemma import chosen_dictionaries, random_dictionaries
